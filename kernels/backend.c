@@ -1,0 +1,25 @@
+/*
+ * backend.c - opening and closing a backend. See backend.h.
+ *
+ * Called by server/ and tests; the models get an open struct be. Threads: the thread that will own the backend.
+ */
+#include "kernels/backend.h"
+
+int be_open(struct be *be, const struct be_ops *ops, const struct be_config *cfg, struct err *e)
+{
+  int r;
+
+  *be = (struct be){.ops = ops};
+  r = ops->open(be, cfg, e);
+  if (r)
+    *be = (struct be){0};
+  return r;
+}
+
+void be_close(struct be *be)
+{
+  if (!be || !be->ops)
+    return;
+  be->ops->close(be);
+  *be = (struct be){0};
+}
