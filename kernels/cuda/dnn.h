@@ -1,0 +1,53 @@
+/*
+ * dnn.h - convolution and attention, the vendor's: the one door to cuDNN (vendor_dnn.c) and to its stand-in in tests/cudasim.
+ *
+ * As in blas.h an engine with its settings is chosen once for each class of shapes, the count of pictures left out, and kept.
+ *
+ * Callers: kernels/cuda/matmul.c. Threads: one owner each; several may exist on a device.
+ */
+#ifndef SAFELIGHT_KERNELS_CUDA_DNN_H
+#define SAFELIGHT_KERNELS_CUDA_DNN_H
+
+#include <cuda_runtime_api.h>
+
+#include "base/err.h"
+#include "kernels/tensor.h"
+
+struct gpu_dnn;
+
+struct gpu_conv {
+  void *y;                      /* (B, Ho, Wo, out) of y_type */
+  const void *x;                /* (B, H, W, in) of type act */
+  const void *w;                /* (out, kh, kw, in) of type act */
+  const void *bias;             /* (out) of type act, or NULL */
+  const void *residual;         /* as y, may be y; or NULL */
+  int64_t B, H, W, in, Ho, Wo, out;
+  int kh, kw, stride, pad_lo, pad_hi;
+  enum dtype act, y_type;
+};
+
+struct gpu_attention {
+  void *o;                      /* (B, T, heads*K) of type act */
+  const void *q, *k, *v;        /* (B, T, heads*K), (B, keys, heads*K) twice */
+  int64_t B, T, keys;
+  int heads, K;                 /* K: see gpu_dnn_takes_head */
+  float scale;
+  enum dtype act;
+};
+
+MUST_CHECK int gpu_dnn_open(struct gpu_dnn **d, struct err *e);
+void gpu_dnn_close(struct gpu_dnn *d); /* takes NULL */
+/* y = conv(x, w) [+ residual] [+ bias], summed in fp32, rounded once. Enqueues. */
+MUST_CHECK int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e);
+/* o = softmax(scale q k^T) v, head by head. Enqueues. */
+MUST_CHECK int gpu_dnn_attention(struct gpu_dnn *d, cudaStream_t s, const struct gpu_attention *a, struct err *e);
+/* Name and version, for people. */
+void gpu_dnn_version(char *text, size_t size);
+
+/* Head sizes of cuDNN's attention. */
+static inline int gpu_dnn_takes_head(int64_t K)
+{
+  return K % 8 == 0 && K <= 512;
+}
+
+#endif

@@ -1,0 +1,149 @@
+/*
+ * matmul.c - be_cuda's convolution, linear and attention on the vendor's libraries, and low-rank adapters on kernels of our own.
+ *
+ * Attention goes to cuDNN in runs of pictures whose keys lie one behind the other with the same length, as self-attention's do; to
+ * attn.cu when it is causal or cuDNN has no such head.
+ *
+ * Called through be_cuda's table. Threads: see cuda.h.
+ */
+#include "kernels/cuda/cuda.h"
+
+#include <assert.h>
+#include <string.h>
+
+static int same_dims(struct tensor a, struct tensor b)
+{
+  return memcmp(a.d, b.d, sizeof a.d) == 0;
+}
+
+static int is_linear(const struct weight *w)
+{
+  return w->kind == WEIGHT_LINEAR || (w->kind == WEIGHT_CONV && w->kh == 1 && w->kw == 1 && w->stride == 1 && w->pad_lo == 0 && w->pad_hi == 0);
+}
+
+int cuda_linear(struct be *be, struct tensor y, struct tensor x, const struct weight *w, struct tensor residual, struct err *e)
+{
+  struct cuda *c = cuda_of(be);
+  struct gpu_linear l = {.y = y.p, .x = x.p, .w = w->w, .residual = residual.p, .rows = tensor_rows(x), .out = w->out, .in = w->in,
+                         .act = be->act, .y_type = y.type};
+
+  assert(is_linear(w) && x.type == be->act && (y.type == be->act || y.type == DT_F32));
+  assert(x.d[3] == w->in && y.d[3] == w->out && tensor_rows(y) == l.rows);
+  assert(!residual.p || (residual.type == y.type && same_dims(residual, y)));
+  l.picture_rows = l.rows / x.d[0];
+  l.bias = y.type == DT_F32 ? (const void *)w->bias_f32 : w->bias;
+  return gpu_blas_linear(c->blas, c->stream, &l, e);
+}
+
+int cuda_conv2d(struct be *be, struct tensor y, struct tensor x, const struct weight *w, struct tensor residual, struct err *e)
+{
+  struct cuda *c = cuda_of(be);
+  struct gpu_conv v = {.y = y.p, .x = x.p, .w = w->w, .bias = w->bias, .residual = residual.p, .B = x.d[0], .H = x.d[1], .W = x.d[2], .in = w->in,
+                       .Ho = y.d[1], .Wo = y.d[2], .out = w->out, .kh = w->kh, .kw = w->kw, .stride = w->stride, .pad_lo = w->pad_lo,
+                       .pad_hi = w->pad_hi, .act = be->act, .y_type = y.type};
+
+  if (is_linear(w))
+    return cuda_linear(be, y, x, w, residual, e);
+  assert(w->kind == WEIGHT_CONV && x.type == be->act && (y.type == be->act || y.type == DT_F32) && x.d[3] == w->in && y.d[3] == w->out);
+  assert(y.d[0] == v.B && v.Ho == (v.H + w->pad_lo + w->pad_hi - w->kh) / w->stride + 1 &&
+         v.Wo == (v.W + w->pad_lo + w->pad_hi - w->kw) / w->stride + 1);
+  assert(!residual.p || (residual.type == y.type && same_dims(residual, y)));
+  return gpu_dnn_conv(c->dnn, c->stream, &v, e);
+}
+
+/* Pictures first, first + 1, ... whose keys and values follow each other, all of one length. */
+static int64_t run_length(const struct kv_row *kv, int64_t first, int64_t B, int64_t D)
+{
+  int64_t n = 1, step = kv[first].T * D * 2;
+
+  while (first + n < B && kv[first + n].T == kv[first].T && (const char *)kv[first + n].k == (const char *)kv[first].k + n * step &&
+         (const char *)kv[first + n].v == (const char *)kv[first].v + n * step)
+    n++;
+  return n;
+}
+
+static int attention_own(struct be *be, struct tensor o, struct tensor q, const struct kv_row *kv, int heads, float scale, int causal,
+                         struct err *e)
+{
+  int r = 0;
+
+  for (int64_t b = 0; b < q.d[0] && !r; b += KERN_ROWS) {
+    int64_t n = q.d[0] - b < KERN_ROWS ? q.d[0] - b : KERN_ROWS;
+    struct kern_kv_rows rows = {0};
+
+    for (int64_t i = 0; i < n; i++) {
+      rows.k[i] = kv[b + i].k;
+      rows.v[i] = kv[b + i].v;
+      rows.T[i] = kv[b + i].T;
+    }
+    r = cuda_check(kern_attention(cuda_of(be)->stream, be->act, tensor_batch(o, b, n).p, tensor_batch(q, b, n).p, &rows, n, q.d[2], heads,
+                                  q.d[3] / heads, scale, causal),
+                   "attention", e);
+  }
+  return r;
+}
+
+int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct kv_row *kv, int heads, float scale, int causal, struct err *e)
+{
+  struct cuda *c = cuda_of(be);
+  int64_t B = q.d[0], D = q.d[3], n;
+  int r = 0;
+
+  assert(q.type == be->act && o.type == be->act && same_dims(o, q) && q.d[1] == 1 && D % heads == 0 && D / heads <= KERN_MAX_HEAD);
+  for (int64_t b = 0; b < B; b++)
+    assert(kv[b].T >= 1 && kv[b].k && kv[b].v);
+  if (causal || !gpu_dnn_takes_head(D / heads))
+    return attention_own(be, o, q, kv, heads, scale, causal, e);
+  for (int64_t b = 0; b < B && !r; b += n) {
+    struct gpu_attention a = {.o = tensor_batch(o, b, 1).p, .q = tensor_batch(q, b, 1).p, .k = kv[b].k, .v = kv[b].v, .T = q.d[2],
+                              .keys = kv[b].T, .heads = heads, .K = (int)(D / heads), .scale = scale, .act = be->act};
+
+    a.B = n = run_length(kv, b, B, D);
+    r = gpu_dnn_attention(c->dnn, c->stream, &a, e);
+  }
+  return r;
+}
+
+/* ---- low-rank adapters ---- */
+
+static struct kern_geometry geometry(const struct lowrank *l, struct tensor y, struct tensor x)
+{
+  struct kern_geometry g = {(int)x.d[1], (int)x.d[2], (int)y.d[1], (int)y.d[2], l->kh, l->kw, l->stride, l->pad_lo};
+
+  return g;
+}
+
+int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct lowrank *const *row, struct err *e)
+{
+  struct cuda *c = cuda_of(be);
+  int64_t B = x.d[0], pixels = y.d[1] * y.d[2], most = 0;
+  const struct lowrank *any = NULL;
+  struct kern_geometry g;
+  void *t;
+  int r;
+
+  assert(x.type == be->act && (y.type == be->act || y.type == DT_F32) && y.d[0] == B);
+  for (int64_t b = 0; b < B; b++)
+    if (row[b]) {
+      any = row[b];
+      assert(x.d[3] == any->in && y.d[3] == any->out);
+      assert(y.d[1] == (x.d[1] + any->pad_lo + any->pad_hi - any->kh) / any->stride + 1 &&
+             y.d[2] == (x.d[2] + any->pad_lo + any->pad_hi - any->kw) / any->stride + 1);
+      most = any->rank > most ? any->rank : most;
+    }
+  if (!any)
+    return 0;
+  g = geometry(any, y, x);
+  r = cuda_scratch(c, (size_t)((B < KERN_ROWS ? B : KERN_ROWS) * pixels * most) * sizeof(float), &t, e);
+  for (int64_t b = 0; b < B && !r; b += KERN_ROWS) {
+    int64_t n = B - b < KERN_ROWS ? B - b : KERN_ROWS;
+    struct kern_slot_rows slots = {{NULL}};
+
+    for (int64_t i = 0; i < n; i++)
+      slots.slot[i] = row[b + i] ? row[b + i]->slot : NULL;
+    r = cuda_check(kern_shrink(c->stream, be->act, t, tensor_batch(x, b, n).p, &slots, n, &g, any->in, most), "low-rank shrink", e);
+    if (!r)
+      r = cuda_check(kern_expand(c->stream, be->act, tensor_batch(y, b, n).p, y.type, t, &slots, n, pixels, any->out, most), "low-rank expand", e);
+  }
+  return r;
+}

@@ -1,0 +1,51 @@
+/*
+ * shape.cu - concatenation along channels and nearest upsampling: 16-bit elements are moved, not looked at. See kernels.h.
+ *
+ * Each thread writes 16 bytes where the shape allows, one element where it does not. Roofline: bytes read + written at the copy peak (the
+ * upsampler's reads are a quarter of its writes). Share reached: not yet measured.
+ */
+#include "kernels/cuda/device.cuh"
+
+enum { THREADS = 256 };
+
+template <int V>
+static __global__ void __launch_bounds__(THREADS) concat_kernel(uint16_t *y, const uint16_t *a, const uint16_t *b, int64_t n, int64_t Ca, int64_t Cb)
+{
+  int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
+
+  if (i >= n)
+    return;
+  int64_t row = i / (Ca + Cb), c = i % (Ca + Cb);
+  store_pack(y + i, load_pack<uint16_t, V>(c < Ca ? a + row * Ca + c : b + row * Cb + c - Ca));
+}
+
+template <int V>
+static __global__ void __launch_bounds__(THREADS) upsample_kernel(uint16_t *y, const uint16_t *x, int64_t n, int64_t Ho, int64_t Wo, int64_t C)
+{
+  int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V, H = (Ho + 1) / 2, W = (Wo + 1) / 2;
+
+  if (i >= n)
+    return;
+  int64_t c = i % C, ox = i / C % Wo, oy = i / (C * Wo) % Ho, b = i / (C * Wo * Ho);
+  store_pack(y + i, load_pack<uint16_t, V>(x + ((b * H + oy / 2) * W + ox / 2) * C + c));
+}
+
+int kern_concat(cudaStream_t s, void *y, const void *a, const void *b, int64_t rows, int64_t Ca, int64_t Cb)
+{
+  int64_t n = rows * (Ca + Cb);
+
+  if (is_wide(y, a, b, Ca, Cb))
+    return launch(concat_kernel<8>, dim3((unsigned)div_up(n, THREADS * 8)), THREADS, s, (uint16_t *)y, (const uint16_t *)a, (const uint16_t *)b, n,
+                  Ca, Cb);
+  return launch(concat_kernel<1>, dim3((unsigned)div_up(n, THREADS)), THREADS, s, (uint16_t *)y, (const uint16_t *)a, (const uint16_t *)b, n, Ca,
+                Cb);
+}
+
+int kern_upsample2x(cudaStream_t s, void *y, const void *x, int64_t B, int64_t Ho, int64_t Wo, int64_t C)
+{
+  int64_t n = B * Ho * Wo * C;
+
+  if (is_wide(y, x, NULL, C, 0))
+    return launch(upsample_kernel<8>, dim3((unsigned)div_up(n, THREADS * 8)), THREADS, s, (uint16_t *)y, (const uint16_t *)x, n, Ho, Wo, C);
+  return launch(upsample_kernel<1>, dim3((unsigned)div_up(n, THREADS)), THREADS, s, (uint16_t *)y, (const uint16_t *)x, n, Ho, Wo, C);
+}

@@ -1,0 +1,46 @@
+/*
+ * vendor_graph.h - a convolution or an attention as a finished cuDNN plan, for the GPU that is there or for one that is only described.
+ *
+ * Callers: vendor_dnn.c, and tests/gpu/compile_graphs.c, which compiles every graph for GPUs that are not there. Threads: any; no state.
+ */
+#ifndef SAFELIGHT_KERNELS_CUDA_VENDOR_GRAPH_H
+#define SAFELIGHT_KERNELS_CUDA_VENDOR_GRAPH_H
+
+#include <cudnn.h>
+
+#include "kernels/cuda/dnn.h"
+
+enum { GRAPH_KNOBS = 32, GRAPH_X = 1, GRAPH_W, GRAPH_Y, GRAPH_RESIDUAL, GRAPH_BIAS, GRAPH_Q, GRAPH_K, GRAPH_V, GRAPH_O, GRAPH_SCALE };
+
+/* Where a plan is to run: one of the two is set. */
+struct graph_target {
+  cudnnHandle_t handle;
+  cudnnBackendDescriptor_t device; /* from graph_device_open */
+};
+
+/* An engine with its settings; what fixes the order of sums. engine -1: not chosen yet. */
+struct graph_choice {
+  int64_t engine, knob_value[GRAPH_KNOBS];
+  cudnnBackendKnobType_t knob_type[GRAPH_KNOBS];
+  int knobs;
+};
+
+struct graph_plan {
+  cudnnBackendDescriptor_t plan;
+  int64_t workspace;              /* bytes */
+};
+
+/* A device from its description in JSON (deploy/devices). Freed with cudnnBackendDestroyDescriptor. */
+MUST_CHECK int graph_device_open(cudnnBackendDescriptor_t *device, const char *json, struct err *e);
+
+/* choice->engine -1: takes the first of the heuristics that compiles, splits no sum and is deterministic, and says so in *choice; else exactly
+ * that one. Pointers of c and a decide what is fused and are not followed. *p is the caller's, freed with graph_plan_close. */
+MUST_CHECK int graph_conv_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_conv *c, struct graph_choice *choice, struct err *e);
+MUST_CHECK int graph_attention_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_attention *a, struct graph_choice *choice,
+                                    struct err *e);
+void graph_plan_close(struct graph_plan *p);
+
+/* 0, or the error recorded with cuDNN's own words. */
+MUST_CHECK int graph_check(cudnnStatus_t s, const char *what, struct err *e);
+
+#endif
