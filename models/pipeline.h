@@ -1,0 +1,87 @@
+/*
+ * pipeline.h - the engine's public header: a prompt becomes a picture, one step at a time.
+ *
+ * A `struct model` is one loaded checkpoint and is immutable. A `struct draw` is one picture on its way: its latents, its
+ * encoded prompts, its place in the sampler's plan. The device thread starts a draw, steps it until it is done, decodes it
+ * and closes it; several draws may be alive at once and each call may advance several.
+ *
+ * Called by server/worker.c, server/generate.c, server/bench.c and tests. Threads: tokenising (pipeline_prepare) may run on any
+ * thread; everything that takes a struct be runs on the thread that owns it.
+ */
+#ifndef SAFELIGHT_MODELS_PIPELINE_H
+#define SAFELIGHT_MODELS_PIPELINE_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "kernels/backend.h"
+#include "models/generation.h"
+#include "models/prompt.h"
+#include "models/sampler.h"
+
+struct model; /* tokenizer, text encoder, UNet, VAE, schedule, base generation */
+struct draw;  /* one picture being drawn */
+
+struct model_info {
+  char name[64];              /* folder name, or what the model card says */
+  char digest[65];            /* over every byte of the weight and config files (digest.h); "" for synthetic weights */
+  int default_size;           /* pixels, width and height */
+  int size_multiple;          /* width and height must be multiples of this */
+  int vae_factor;             /* pixels per latent */
+  int latent_channels;
+  int is_v_prediction;
+  int64_t unet_params, text_params, vae_params;
+};
+
+/* What decides a picture. Strings belong to the caller and are copied by pipeline_prepare. */
+struct draw_params {
+  const char *prompt, *negative;      /* UTF-8 */
+  size_t prompt_len, negative_len;
+  int width, height;                  /* pixels, multiples of info.size_multiple */
+  int steps;
+  float guidance;                     /* <= 1: no negative pass */
+  uint64_t seed;
+  enum sampler_kind sampler;
+  int karras;
+  int clip_skip;                      /* 0 or 1: last layer; 2: the one before */
+};
+
+/* Loads the checkpoint in dir (diffusers layout) for be. be outlives the model. E_FILE names file and tensor. */
+MUST_CHECK int model_open(struct model **m, struct be *be, const char *dir, struct err *e);
+/* The architecture "emoji", "sd15", "sd21" or "sdxl" with weights drawn in memory, for benchmarks. "sdxl" has no text encoder. */
+MUST_CHECK int model_open_synthetic(struct model **m, struct be *be, const char *arch, struct err *e);
+void model_close(struct model *m); /* takes NULL; every draw of it is closed before */
+const struct model_info *model_info(const struct model *m);
+/* The base generation (no adapters; only tools and an operator's evaluation profile draw with it) and what generation_build reads the
+ * pristine weights from: files stay mapped for as long as the model is open. The model's. */
+struct generation *model_base(const struct model *m);
+struct model_sources *model_sources(const struct model *m);
+int model_layers_per_block(const struct model *m); /* of the UNet, for adapter_names_new */
+
+/* Bytes of activation memory that a picture of this size needs on the backend (UNet, VAE and text encoder share one slab). */
+MUST_CHECK int model_plan_bytes(struct model *m, int width, int height, size_t *bytes, struct err *e);
+/* Floating point operations (two a multiply-add) of one UNet step with guidance, by an exact walk over its layers. */
+MUST_CHECK int model_step_flops(struct model *m, int width, int height, double *flops, struct err *e);
+/* Makes the slab large enough for pictures up to width x height pixels; called once before serving. */
+MUST_CHECK int model_reserve(struct model *m, int width, int height, struct err *e);
+
+/* Checks the params against the model, tokenises and plans; no device work, any thread. *d is NULL after failure. E_ARG names
+ * the field ("width", "steps", "prompt", ...) and the bound. */
+MUST_CHECK int draw_prepare(struct draw **d, struct model *m, const struct draw_params *p, struct err *e);
+/* Device thread: pins the generation g (a reference of its own, until draw_close), encodes the prompts through it and draws the initial
+ * noise. Every later call for this picture reads g's weights, text encoder and VAE included. */
+MUST_CHECK int draw_start(struct draw *d, struct generation *g, struct err *e);
+const struct generation *draw_generation(const struct draw *d); /* NULL before draw_start */
+/* Device thread: one UNet step. */
+MUST_CHECK int draw_step(struct draw *d, struct err *e);
+int draw_step_index(const struct draw *d);   /* steps done */
+int draw_step_count(const struct draw *d);   /* steps in all */
+int draw_prompt_tokens(const struct draw *d);
+/* Device thread, after the last step: pixels, width*height*3 bytes RGB. E_INTERNAL when latents or picture are not finite: such a
+ * picture is never shown. rgb is the caller's. */
+MUST_CHECK int draw_decode(struct draw *d, uint8_t *rgb, struct err *e);
+/* The latents as torch lays them out (C, h, w), for tests; out holds C*h*w floats. */
+MUST_CHECK int draw_latents(struct draw *d, float *out, struct err *e);
+void draw_close(struct draw *d); /* takes NULL; device thread once started */
+
+#endif
