@@ -1,0 +1,82 @@
+/*
+ * openai.h - the OpenAI Images wire format: JSON bodies to struct request, results and errors to JSON.
+ *
+ * The fields of POST /v1/images/generations (null counts as absent, except for prompt):
+ *   prompt           required; valid UTF-8, at most REQUEST_PROMPT_MAX bytes; may be empty
+ *   model            the served model's name; anything else is 404
+ *   n                1 .. max_n; picture i is drawn with seed + i
+ *   size             "WxH" or "auto"; multiples of size_multiple, at most max_size. width and height (both) are the same thing
+ *   response_format  "b64_json"; "url" is refused: this server keeps no pictures
+ *   output_format    "png"; "jpeg" and "webp" are refused
+ *   stream           false; partial_images 0
+ *   seed             0 .. 2^63-1; -1 or absent: the server draws one and reports it
+ *   steps            1 .. max_steps
+ *   guidance_scale   0 .. max_guidance; 1 and below: no guidance, the negative prompt is unused
+ *   negative_prompt  as prompt
+ *   sampler          checked by the caller, who knows the samplers
+ *   karras           boolean
+ *   clip_skip        1 .. REQUEST_CLIP_SKIP_MAX
+ *   loras            style adapters, at most REQUEST_LORAS_MAX of {"name": ..., "scale": ...}; the operator's policy says which and how far
+ * Checked for their values and otherwise without effect, because a client cannot do without them: quality, style, background
+ * (not "transparent"), moderation, output_compression, user, metadata.
+ * Every other field is refused by name: a field that a server drops silently is a picture that is silently wrong. Fields that
+ * would name, scale or switch off a safety adapter are refused with a message that says so.
+ *
+ * Called by server/http.c (decode), server/encode.c (results), both (errors). Threads: pure functions.
+ */
+#ifndef SAFELIGHT_PROTO_OPENAI_H
+#define SAFELIGHT_PROTO_OPENAI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/err.h"
+#include "proto/request.h"
+
+/* Decodes a body of len bytes (need not be NUL terminated). E_ARG (or E_NOTFOUND for the model) with e->field set wherever a
+ * field is at fault. r is undefined after failure. */
+MUST_CHECK int openai_decode(struct request *r, const char *body, size_t len, const struct request_limits *lim, struct err *e);
+
+struct openai_picture {
+  const char *png;
+  size_t len;
+  uint64_t seed;
+};
+
+/* Milliseconds that a request spent in each stage. */
+struct stage_times {
+  double queue, text, unet, vae, png, total;
+};
+
+struct openai_result {
+  const struct openai_picture *picture;
+  int n;
+  int64_t created;              /* seconds since 1970 */
+  int text_tokens, image_tokens; /* image tokens: latent positions of all pictures */
+  const char *request_id;
+  const struct recipe *recipe;  /* of the first picture */
+  const struct stage_times *times;
+};
+
+/* Appends the answer; out's maximum bounds it. */
+MUST_CHECK int openai_encode_result(struct buf *out, const struct openai_result *r, struct err *e);
+
+/* Appends {"error":{message,type,param,code}} for what e says. */
+MUST_CHECK int openai_encode_error(struct buf *out, const struct err *what, struct err *e);
+
+/* The HTTP status of an E_* code; 500 for one that has none. */
+int openai_status(int code);
+
+struct openai_model {
+  const struct request_limits *lim;
+  int64_t created;
+  const char *const *samplers;  /* names, NULL terminated */
+  const char *digest, *version;
+};
+
+/* Appends the answer of GET /v1/models; m NULL: an empty list (nothing is loaded yet). The extra object "safelight" tells a
+ * client (the web page, for one) the defaults and bounds. */
+MUST_CHECK int openai_encode_models(struct buf *out, const struct openai_model *m, struct err *e);
+
+#endif

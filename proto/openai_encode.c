@@ -1,0 +1,200 @@
+/*
+ * openai_encode.c - results, errors and the model list as OpenAI clients read them. See openai.h.
+ *
+ * Called by server/encode.c and server/http.c. The pictures' base64 is written straight into the output, everything else
+ * goes through jansson, so that no string of a client can break the JSON. Threads: pure functions.
+ */
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/openai.h"
+
+/* One row per E_* code: what HTTP, people and the OpenAI SDKs are told. */
+static const struct {
+  int code, status;
+  const char *type, *name;
+} statuses[] = {
+    {E_ARG, 400, "invalid_request_error", "invalid_value"},
+    {E_AUTH, 401, "authentication_error", "invalid_api_key"},
+    {E_NOTFOUND, 404, "invalid_request_error", "not_found"},
+    {E_METHOD, 405, "invalid_request_error", "method_not_allowed"},
+    {E_TOOBIG, 413, "invalid_request_error", "request_too_large"},
+    {E_TYPE, 415, "invalid_request_error", "unsupported_media_type"},
+    {E_BUSY, 429, "rate_limit_error", "queue_full"},
+    {E_CANCEL, 499, "invalid_request_error", "cancelled"},
+    {E_INTERNAL, 500, "server_error", "internal_error"},
+    {E_FILE, 500, "server_error", "bad_file"},
+    {E_NOMEM, 503, "server_error", "out_of_memory"},
+    {E_POLICY, 503, "server_error", "safety_unavailable"},
+    {E_DEVICE, 503, "server_error", "device_failed"},
+    {E_NOTREADY, 503, "server_error", "not_ready"},
+    {E_TIMEOUT, 504, "server_error", "deadline_exceeded"},
+};
+
+enum { STATUSES = sizeof statuses / sizeof *statuses };
+
+static int status_row(int code)
+{
+  int internal = 0;
+
+  for (int i = 0; i < STATUSES; i++) {
+    if (statuses[i].code == code)
+      return i;
+    if (statuses[i].code == E_INTERNAL)
+      internal = i;
+  }
+  return internal;
+}
+
+int openai_status(int code)
+{
+  return statuses[status_row(code)].status;
+}
+
+/* Appends root as compact JSON and drops it. skip: bytes of its text to leave out, to splice objects. */
+static int add_json(struct buf *out, json_t *root, size_t skip, struct err *e)
+{
+  char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(7)) : NULL;
+  int r;
+
+  json_decref(root);
+  if (!text)
+    return err_set(e, E_NOMEM, "out of memory for the answer");
+  r = buf_add_str(out, text + skip, e);
+  free(text);
+  return r;
+}
+
+/* A string that is cut or comes from a client may not be UTF-8; JSON must be. */
+static json_t *text_json(const char *s)
+{
+  json_t *v = json_string(s);
+
+  return v ? v : json_string("(not valid UTF-8)");
+}
+
+int openai_encode_error(struct buf *out, const struct err *what, struct err *e)
+{
+  int row = status_row(what->code);
+  const char *name = statuses[row].name;
+
+  if (what->code == E_NOTFOUND && !strcmp(what->field, "model"))
+    name = "model_not_found"; /* the code that OpenAI's clients look for */
+  return add_json(out, json_pack("{s:{s:o,s:s,s:o,s:s}}", "error", "message", text_json(what->msg), "type", statuses[row].type,
+                                 "param", *what->field ? text_json(what->field) : json_null(), "code", name),
+                  0, e);
+}
+
+/* Standard base64 with padding. */
+static int add_base64(struct buf *out, const char *data, size_t len, struct err *e)
+{
+  static const char digit[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const unsigned char *p = (const unsigned char *)data;
+  char chunk[4096];
+  size_t n = 0;
+  unsigned v;
+
+  for (; len >= 3; len -= 3, p += 3) {
+    v = (unsigned)p[0] << 16 | (unsigned)p[1] << 8 | p[2];
+    chunk[n++] = digit[v >> 18];
+    chunk[n++] = digit[v >> 12 & 63];
+    chunk[n++] = digit[v >> 6 & 63];
+    chunk[n++] = digit[v & 63];
+    if (n == sizeof chunk) {
+      if (buf_add(out, chunk, n, e))
+        return e->code;
+      n = 0;
+    }
+  }
+  if (len) {
+    v = (unsigned)p[0] << 16 | (len == 2 ? (unsigned)p[1] << 8 : 0);
+    chunk[n++] = digit[v >> 18];
+    chunk[n++] = digit[v >> 12 & 63];
+    chunk[n++] = len == 2 ? digit[v >> 6 & 63] : '=';
+    chunk[n++] = '=';
+  }
+  return buf_add(out, chunk, n, e);
+}
+
+static json_t *times_json(const struct stage_times *t)
+{
+  return json_pack("{s:f,s:f,s:f,s:f,s:f,s:f}", "queue_ms", t->queue, "text_ms", t->text, "unet_ms", t->unet, "vae_ms", t->vae,
+                   "png_ms", t->png, "total_ms", t->total);
+}
+
+static json_t *optional_json(const char *s)
+{
+  return s && *s ? text_json(s) : json_null();
+}
+
+/* What a picture was drawn under, beside each. */
+static json_t *drawn_under_json(const struct recipe *p)
+{
+  return json_pack("{s:o,s:o,s:o,s:b}", "generation_id", optional_json(p->generation_id), "generation_digest",
+                   optional_json(p->generation_digest), "profile", optional_json(p->profile), "requires_nothing", p->requires_nothing);
+}
+
+/* Our own part of the answer: all that is needed to draw the picture again. */
+static json_t *recipe_json(const struct openai_result *r)
+{
+  const struct recipe *p = r->recipe;
+
+  return json_pack("{s:o,s:I,s:i,s:o,s:b,s:f,s:i,s:i,s:i,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "model", text_json(p->model), "seed",
+                   (json_int_t)p->seed, "steps", p->steps, "sampler", text_json(p->sampler), "karras", p->karras,
+                   "guidance_scale", (double)p->guidance, "width", p->width, "height", p->height, "clip_skip", p->clip_skip,
+                   "negative_prompt", text_json(p->negative), "model_digest", text_json(p->model_digest), "version",
+                   text_json(p->version), "request_id", text_json(r->request_id), "times", times_json(r->times), "generation_id",
+                   optional_json(p->generation_id), "generation_digest", optional_json(p->generation_digest), "profile",
+                   optional_json(p->profile), "styles", optional_json(p->styles), "requires_nothing", p->requires_nothing);
+}
+
+int openai_encode_result(struct buf *out, const struct openai_result *r, struct err *e)
+{
+  const struct recipe *p = r->recipe;
+  char size[32];
+
+  if (buf_addf(out, e, "{\"created\":%lld,\"data\":[", (long long)r->created))
+    return e->code;
+  for (int i = 0; i < r->n; i++)
+    if (buf_add_str(out, i ? ",{\"b64_json\":\"" : "{\"b64_json\":\"", e) ||
+        add_base64(out, r->picture[i].png, r->picture[i].len, e) ||
+        buf_addf(out, e, "\",\"url\":null,\"revised_prompt\":null,\"seed\":%llu,\"safelight\":",
+                 (unsigned long long)r->picture[i].seed) ||
+        add_json(out, drawn_under_json(p), 0, e) || buf_add_str(out, "}", e))
+      return e->code;
+  if (buf_add_str(out, "],", e))
+    return e->code;
+  snprintf(size, sizeof size, "%dx%d", p->width, p->height);
+  return add_json(out,
+                  json_pack("{s:s,s:s,s:s,s:s,s:{s:i,s:{s:i,s:i},s:i,s:i,s:{s:i,s:i}},s:o}", "background", "opaque",
+                            "output_format", "png", "quality", "auto", "size", size, "usage", "input_tokens", r->text_tokens,
+                            "input_tokens_details", "text_tokens", r->text_tokens, "image_tokens", 0, "output_tokens",
+                            r->image_tokens, "total_tokens", r->text_tokens + r->image_tokens, "output_tokens_details",
+                            "image_tokens", r->image_tokens, "text_tokens", 0, "safelight", recipe_json(r)),
+                  1, e);
+}
+
+static json_t *limits_json(const struct openai_model *m)
+{
+  const struct request_limits *l = m->lim;
+  json_t *samplers = json_array();
+
+  for (const char *const *s = m->samplers; *s; s++)
+    json_array_append_new(samplers, json_string(*s));
+  return json_pack("{s:i,s:i,s:i,s:i,s:i,s:f,s:f,s:i,s:o,s:o,s:i,s:o,s:o}", "default_size", l->default_size, "size_multiple",
+                   l->size_multiple, "max_size", l->max_size, "default_steps", l->default_steps, "max_steps", l->max_steps,
+                   "default_guidance", (double)l->default_guidance, "max_guidance", (double)l->max_guidance, "max_n", l->max_n,
+                   "default_sampler", text_json(l->default_sampler), "samplers", samplers, "max_prompt_bytes",
+                   REQUEST_PROMPT_MAX, "digest", text_json(m->digest), "version", text_json(m->version));
+}
+
+int openai_encode_models(struct buf *out, const struct openai_model *m, struct err *e)
+{
+  json_t *list = json_array();
+
+  if (m)
+    json_array_append_new(list, json_pack("{s:o,s:s,s:I,s:s,s:o}", "id", text_json(m->lim->model), "object", "model", "created",
+                                          (json_int_t)m->created, "owned_by", "safelight", "safelight", limits_json(m)));
+  return add_json(out, json_pack("{s:s,s:o}", "object", "list", "data", list), 0, e);
+}

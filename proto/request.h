@@ -1,0 +1,73 @@
+/*
+ * request.h - what a client asked for, decoded, bounded and validated. No JSON lives past it.
+ *
+ * Every surface (OpenAI today) decodes into this one structure; server/job.h holds one in each job. Limits are the
+ * operator's, given to the decoder; a field outside them is an error that names the field and the bound.
+ *
+ * Called by proto/openai.c (fills), server/ (reads). Threads: plain data, owned by whoever holds it.
+ */
+#ifndef SAFELIGHT_PROTO_REQUEST_H
+#define SAFELIGHT_PROTO_REQUEST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+  REQUEST_PROMPT_MAX = 16384,   /* bytes of UTF-8 */
+  REQUEST_SAMPLER_MAX = 32,
+  REQUEST_MODEL_MAX = 64,
+  REQUEST_N_MAX = 10,
+  REQUEST_CLIP_SKIP_MAX = 12,
+  REQUEST_LORAS_MAX = 8,
+  REQUEST_LORA_NAME = 64
+};
+
+/* Bounds and defaults of this server; filled from the configuration and the model at start. */
+struct request_limits {
+  int default_size, size_multiple, max_size;  /* pixels a side */
+  int default_steps, max_steps;
+  float default_guidance, max_guidance;
+  int max_n;
+  char default_sampler[REQUEST_SAMPLER_MAX];
+  char model[REQUEST_MODEL_MAX];              /* the only model served */
+};
+
+/* A style adapter by the name that the operator gave it. What it may be, and how far, is his policy. */
+struct request_lora {
+  char name[REQUEST_LORA_NAME];
+  float scale;
+};
+
+struct request {
+  char prompt[REQUEST_PROMPT_MAX + 1];
+  size_t prompt_len;
+  char negative[REQUEST_PROMPT_MAX + 1];
+  size_t negative_len;
+  char sampler[REQUEST_SAMPLER_MAX];          /* as sent; the server resolves it (models/sampler.h) and refuses unknown ones */
+  int karras;                                 /* -1 not said, else 0 or 1 */
+  int width, height;                          /* pixels */
+  int steps;
+  int n;                                      /* pictures wanted, seeds seed .. seed+n-1 */
+  int clip_skip;                              /* 0 not said, else 1.. */
+  float guidance;
+  uint64_t seed;                              /* drawn by the server when has_seed is 0 */
+  int has_seed;
+  struct request_lora lora[REQUEST_LORAS_MAX];
+  int n_loras;
+};
+
+/* The recipe of one finished picture: what its metadata, headers and JSON report. Strings are borrowed. */
+struct recipe {
+  const char *prompt, *negative;              /* UTF-8, NUL terminated */
+  const char *sampler, *sampler_label;        /* "dpmpp_2m", "DPM++ 2M" */
+  const char *model, *model_digest;           /* digest "" when unknown */
+  const char *version;                        /* of this program */
+  const char *generation_id, *generation_digest, *profile; /* what it was drawn under; NULL or "" when there was no generation */
+  const char *styles;                         /* "name:weight name:weight" that the client added; NULL or "": none */
+  int requires_nothing;                       /* the profile asks for no safety, for evaluation: the picture says so */
+  uint64_t seed;
+  int karras, steps, width, height, clip_skip;
+  float guidance;
+};
+
+#endif
