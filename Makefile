@@ -1,0 +1,185 @@
+# Safelight: the whole build. `make help` lists what there is.
+#
+#   make SAN=address|undefined|thread   a sanitizer build, in a folder of its own
+#   make CC=clang                       another compiler
+# Flags are tracked (build/*/.flags): a changed flag rebuilds. Dependencies are generated. Nothing is cleaned to switch.
+
+SAN     ?=
+CC      ?= cc
+BUILD   := build/$(if $(SAN),$(SAN),release)
+PORT    ?= 8080
+MODEL   ?= weights/emoji
+CFLAGS  ?= -O2 -g
+WARN    := -Wall -Wextra -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wshadow -Werror
+STD     := -std=c11 -D_GNU_SOURCE -I. -I$(BUILD) -fopenmp -fno-omit-frame-pointer
+SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
+LIBS    := -lmicrohttpd -ljansson -ldeflate -lutf8proc -lsodium -lsqlite3 -ldnnl -lm -lpthread
+ALL_CFLAGS := $(STD) $(CFLAGS) $(WARN) $(SANFLAGS)
+
+PRODUCT := $(wildcard base/*.c kernels/*.c kernels/cpu/*.c models/*.c proto/*.c server/*.c)
+LIB_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out server/main.c,$(PRODUCT)))
+PAGES   := $(wildcard server/page/*)
+
+# A test program is one tests/<layer>/test_*.c; what else lies in its folder is linked to each of them.
+TEST_SRC := $(wildcard tests/unit/test_*.c tests/ops/test_*.c tests/golden/test_*.c)
+TEST_BIN := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
+TEST_HELP_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/$(1)/test_%,$(wildcard tests/$(1)/*.c)))
+FUZZ_BIN := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+
+.DEFAULT_GOAL := all
+.PHONY: cuda cudasim print-libs print-stub print-cuda all run test tests bench fuzz deps help clean style print-config FORCE
+.SECONDARY:
+
+all: $(BUILD)/safelight ## build the server (after `make deps`)
+
+deps: ## install what is missing on Debian (asks for root only when something is)
+	@deploy/install-deps build
+
+run: deps ## build and serve the bundled model at http://127.0.0.1:8080 (PORT=, MODEL=)
+	@[ -x $(BUILD)/safelight ] || echo 'building, a minute or two'
+	@$(MAKE) --no-print-directory -s -j$$(nproc) all
+	@$(BUILD)/safelight serve --model $(MODEL) --port $(PORT)
+
+test: ## run every test, as CI does
+	@deploy/install-deps test
+	@tests/run
+
+bench: all ## measure this machine: the bundled architecture and SD1.5
+	@$(BUILD)/safelight bench --arch emoji
+	@$(BUILD)/safelight bench --arch sd15
+
+print-config: all ## print the commented configuration, which is its manual
+	@$(BUILD)/safelight serve --print-config
+
+style: ## check the rules that a script can check
+	@tests/style.sh
+
+fuzz: $(FUZZ_BIN) ## build the fuzz targets (clang)
+
+tests: $(TEST_BIN) ## build the test programs
+
+clean: ## remove everything that was built
+	rm -rf build
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+# ---- rules ----
+
+$(BUILD)/.flags: FORCE
+	@mkdir -p $(BUILD); echo '$(CC) $(ALL_CFLAGS) $(LIBS)' | cmp -s - $@ || echo '$(CC) $(ALL_CFLAGS) $(LIBS)' > $@
+FORCE:
+
+# A missing library is one sentence with the package's name instead of a page of errors.
+HEADERS := microhttpd.h:libmicrohttpd-dev jansson.h:libjansson-dev libdeflate.h:libdeflate-dev utf8proc.h:libutf8proc-dev \
+           sodium.h:libsodium-dev sqlite3.h:libsqlite3-dev dnnl.h:libdnnl-dev
+$(BUILD)/.libraries: $(BUILD)/.flags
+	@command -v $(firstword $(CC)) >/dev/null || { echo 'there is no C compiler "$(CC)"; `make deps` installs gcc' >&2; exit 1; }; \
+	missing=; for h in $(HEADERS); do \
+	  echo "#include <$${h%%:*}>" | $(CC) $(STD) -E -x c - >/dev/null 2>&1 || missing="$$missing $${h#*:}"; \
+	done; \
+	[ -z "$$missing" ] || { echo "these packages are missing, \`make deps\` installs them:$$missing" >&2; exit 1; }; \
+	touch $@
+
+$(BUILD)/%.o: %.c $(BUILD)/.flags | $(BUILD)/.libraries
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+
+# The web page becomes C arrays.
+$(BUILD)/server/page.inc: $(PAGES) tools/embed
+	@mkdir -p $(@D)
+	tools/embed $(PAGES) > $@
+$(BUILD)/server/page.o: $(BUILD)/server/page.inc
+
+$(BUILD)/libsafelight.a: $(LIB_OBJ)
+	@rm -f $@
+	ar rcs $@ $(LIB_OBJ)
+
+$(BUILD)/safelight: $(BUILD)/server/main.o $(BUILD)/libsafelight.a
+	$(CC) $(ALL_CFLAGS) -o $@ $^ $(LIBS)
+
+define TEST_RULE
+$(BUILD)/tests/$(1)/test_%: $(BUILD)/tests/$(1)/test_%.o $(call TEST_HELP_OBJ,$(1)) $(BUILD)/libsafelight.a
+	$$(CC) $$(ALL_CFLAGS) -o $$@ $$^ $$(LIBS) -lcmocka
+endef
+$(foreach layer,unit ops golden,$(eval $(call TEST_RULE,$(layer))))
+
+# Fuzz targets: libFuzzer over a library of their own, with ASan and UBSan.
+FUZZ_FLAGS := $(STD) -O1 -g $(WARN) -fsanitize=address,undefined -fno-sanitize-recover=all
+build/fuzz/%: tests/fuzz/%.c $(wildcard base/*.[ch] models/*.[ch] proto/*.[ch])
+	@mkdir -p $(@D)
+	clang $(filter-out -fopenmp,$(FUZZ_FLAGS)) -fsanitize=fuzzer $< $$(sed -n 's,^ \* links: ,,p' $<) -o $@ -ljansson -lutf8proc -ldeflate -lsodium -lm
+
+# ---- the CUDA backend on the CPU: its own sources under tests/cudasim, by clang with ASan and UBSan; everything else as released ----
+
+SIM       := build/cudasim
+SIM_FLAGS := -O1 -g -D_GNU_SOURCE -Itests/cudasim/include -I. -fsanitize=address,undefined -fno-sanitize-recover=all \
+             -fno-omit-frame-pointer -fno-strict-aliasing -Wall -Wextra -Wvla -Wshadow -Werror
+SIM_C     := $(wildcard kernels/cuda/*.c tests/cudasim/*.c) $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c))
+SIM_OBJ   := $(patsubst %,$(SIM)/%.o,$(filter-out tests/cudasim/test_% kernels/cuda/vendor_%,$(SIM_C)) $(wildcard kernels/cuda/*.cu tests/cudasim/*.cu))
+SIM_BIN   := $(patsubst %.c,$(SIM)/%,$(wildcard tests/cudasim/test_*.c))
+
+cudasim: $(SIM_BIN) ## build the CUDA backend's tests that need no GPU (clang)
+
+print-libs:
+	@echo '$(LIBS)'
+print-stub:
+	@echo '$(CUDA_LIB)/stubs/libcuda.so'
+print-cuda:
+	@echo '$(CUDA)'
+
+$(SIM)/%.c.o: %.c
+	@mkdir -p $(@D)
+	clang -std=c11 $(SIM_FLAGS) -Wstrict-prototypes -Wmissing-prototypes -MMD -MP -c $< -o $@
+
+$(SIM)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	clang++ -x c++ -std=c++17 $(SIM_FLAGS) -MMD -MP -c $< -o $@
+
+$(SIM)/tests/cudasim/test_%: $(SIM)/tests/cudasim/test_%.c.o $(SIM_OBJ) $(BUILD)/libsafelight.a
+	clang++ -fsanitize=address,undefined -o $@ $^ $(LIBS) -lgomp -lcmocka
+
+# ---- the CUDA backend for GPUs: a shared object beside the program, which loads it when there is a GPU (CUDA=, ARCHS=) ----
+
+CUDA     ?= $(patsubst %/bin/nvcc,%,$(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
+CUDA_LIB ?= $(CUDA)/lib64
+CUDNN    ?= $(CUDA)
+ARCHS    ?= 80 86 89 90a 100 120
+GPU      := build/cuda
+GPU_CU   := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.cu))
+GPU_C    := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.c) kernels/convert.c base/err.c)
+GPU_CC   := $(CC) -std=c11 -D_GNU_SOURCE -O2 -g $(WARN) -I. -isystem $(CUDA)/include -isystem $(CUDNN)/include -fPIC -fvisibility=hidden
+
+cuda: $(BUILD)/safelight-cuda.so $(GPU)/compile_graphs ## build the CUDA backend (needs nvcc, cuBLAS and cuDNN 9)
+
+# Fails here, in one sentence, when the toolkit is not there.
+$(GPU)/.toolkit:
+	@mkdir -p $(@D)
+	@[ -x $(CUDA)/bin/nvcc ] || { echo 'there is no CUDA toolkit: set CUDA= to the folder of bin/nvcc' >&2; exit 1; }
+	@[ -e $(CUDA)/include/cublasLt.h ] || { echo 'cublasLt.h is missing: install cuBLAS of the CUDA toolkit' >&2; exit 1; }
+	@[ -e $(CUDNN)/include/cudnn.h ] || { echo 'cudnn.h is missing: install cuDNN 9 and set CUDNN= to its folder' >&2; exit 1; }
+	@touch $@
+
+# Another toolkit or other architectures: built anew.
+$(GPU)/.flags: FORCE
+	@mkdir -p $(GPU); echo '$(CUDA) $(CUDNN) $(ARCHS)' | cmp -s - $@ || echo '$(CUDA) $(CUDNN) $(ARCHS)' > $@
+
+# ptxas says what a kernel takes; tests/gpu/registers reads it.
+$(GPU)/%.cu.o: %.cu $(GPU)/.flags | $(GPU)/.toolkit
+	@mkdir -p $(@D)
+	$(CUDA)/bin/nvcc -std=c++17 -O3 -I. $(foreach a,$(ARCHS),-gencode arch=compute_$a,code=sm_$a) -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden \
+	  -MMD -MP -c $< -o $@ 2>$@.ptxas || { cat $@.ptxas >&2; rm -f $@; exit 1; }
+
+$(GPU)/%.c.o: %.c $(GPU)/.flags | $(GPU)/.toolkit
+	@mkdir -p $(@D)
+	$(GPU_CC) -MMD -MP -c $< -o $@
+
+$(BUILD)/safelight-cuda.so: $(GPU_CU) $(GPU_C)
+	@mkdir -p $(@D)
+	$(CC) -shared -o $@ $^ -Wl,--no-undefined -L$(CUDA_LIB) -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDA_LIB) -lcudart_static -lcublasLt -lcudnn \
+	  -lstdc++ -lm -lrt -ldl -lpthread
+
+$(GPU)/compile_graphs: tests/gpu/compile_graphs.c $(GPU)/kernels/cuda/vendor_graph.c.o $(GPU)/base/err.c.o
+	$(GPU_CC) -o $@ $^ -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 -lcudnn
+
+-include $(shell find $(BUILD) $(SIM) $(GPU) -name '*.d' 2>/dev/null)

@@ -1,0 +1,31 @@
+/*
+ * encode.h - the encoder thread: pixels to PNG, base64 and JSON, off the device thread; and the audit record without which no picture leaves.
+ *
+ * Called by serve.c. Threads: it owns a job from job_next_drawn to job_finish.
+ */
+#ifndef SAFELIGHT_SERVER_ENCODE_H
+#define SAFELIGHT_SERVER_ENCODE_H
+
+#include <pthread.h>
+
+#include "proto/image.h"
+#include "server/job.h"
+#include "server/worker.h"
+
+struct encoder {
+  struct jobs *jobs;
+  const struct worker *worker;   /* for the model's name */
+  struct audit *audit;
+  struct image_encoder *image;
+  enum image_detail detail;      /* of the files */
+  pthread_t thread;
+  int is_running;
+};
+
+MUST_CHECK int encoder_start(struct encoder *n, struct jobs *js, const struct worker *w, struct audit *audit, struct err *e);
+void encoder_join(struct encoder *n); /* after jobs_end and worker_join; takes one that never started */
+
+/* The recipe of picture i of a job; strings are borrowed from the job and the model. */
+struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s);
+
+#endif

@@ -1,0 +1,143 @@
+/*
+ * safety_loader.c - the loader thread: opens its lane, builds what the policy asks for, then does what it is asked, one thing at a time.
+ *
+ * It runs at the lowest priority that the system has, so that building takes time from nobody. It alone makes, changes and frees adapters,
+ * generations and what serving reads; see safety_state.h. It may block on its eventfd, on files, on the audit log, never on a job or a lock that
+ * another thread holds for long. Called by safety.c. Threads: this file is the loader's.
+ */
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server/log.h"
+#include "server/safety_state.h"
+
+static void be_idle(void)
+{
+  struct sched_param p = {0};
+
+  if (pthread_setschedparam(pthread_self(), SCHED_IDLE, &p))
+    log_event("the loader thread runs at normal priority: the system refused SCHED_IDLE");
+}
+
+static int open_all(struct safety *s, struct err *e)
+{
+  if (s->device->ops->open_lane(&s->lane, s->device, 1, e))
+    return e->code;
+  return verifier_open(&s->verifier, s->model, &s->lane, e);
+}
+
+/* All messages, oldest first. */
+static struct message *take_messages(struct safety *s)
+{
+  struct message *m = atomic_exchange(&s->inbox, NULL), *in_order = NULL;
+
+  while (m) {
+    struct message *next = m->next;
+    m->next = in_order;
+    in_order = m;
+    m = next;
+  }
+  return in_order;
+}
+
+static void run_command(struct safety *s, struct command *c)
+{
+  struct err *e = &c->err;
+
+  if (!s->verifier.names)
+    err_set(e, E_NOMEM, "the safety manager could not start; see the log");
+  else if (c->run(s, c, e) && c->is_detached)
+    log_event("reload failed, everything stays as it was: %s", e->msg);
+  if (c->is_detached)
+    free(c);
+  else
+    sem_post(&c->done); /* the caller's stack: c is gone after */
+}
+
+/* Returns 1 when it is over. */
+static int handle(struct safety *s, struct message *m)
+{
+  switch (m->kind) {
+  case MESSAGE_QUIT:
+    return 1;
+  case MESSAGE_RETIRE:
+    live_free((struct live *)m);
+    break;
+  case MESSAGE_PREPARE:
+    compose(s, (struct safety_target *)m);
+    break;
+  case MESSAGE_COMMAND:
+    run_command(s, (struct command *)m);
+    break;
+  }
+  return 0;
+}
+
+static void serve_messages(struct safety *s)
+{
+  uint64_t count;
+  int over = 0;
+
+  while (!over) {
+    struct message *m = take_messages(s);
+    while (m) {
+      struct message *next = m->next; /* handling may free m */
+      over |= handle(s, m);
+      m = next;
+    }
+    if (!over && !atomic_load(&s->inbox) && read(s->wake_fd, &count, sizeof count) < 0)
+      log_event("the loader's eventfd failed");
+  }
+}
+
+/* Nobody else is left: what was published goes, and with the last references the generations come back to be freed. */
+static void let_go(struct safety *s)
+{
+  int n = s->policy ? s->policy->n_adapters : 0, profiles = s->policy ? s->policy->n_profiles : 0;
+  struct message *m;
+
+  entries_free(s, s->entry, n);
+  pasts_free(s, s->past, profiles);
+  s->entry = NULL;
+  s->past = NULL;
+  s->policy = NULL;
+  active_publish(s, NULL);
+  while ((m = take_messages(s)))
+    while (m) {
+      struct message *next = m->next;
+      (void)handle(s, m);
+      m = next;
+    }
+  assert(!s->live && !s->held);
+  verifier_close(&s->verifier);
+  be_close(&s->lane);
+}
+
+void *safety_loader(void *arg)
+{
+  struct safety *s = arg;
+  struct policy *first = s->first;
+  struct err e = {0};
+  int64_t t = clock_ns();
+  char reason[100];
+  struct audit_record r = {.kind = AUDIT_POLICY, .verdict = "read", .reason = reason};
+
+  thread_self = THREAD_LOADER;
+  be_idle();
+  snprintf(reason, sizeof reason, "policy %s", first->digest);
+  if (audit_note(s->audit, &r, &e))
+    log_event("the policy could not be recorded: %s", e.msg);
+  e.code = 0;
+  if (!open_all(s, &e)) {
+    s->first = NULL; /* rebuild takes it */
+    if (!rebuild(s, first, 0, &e))
+      log_event("safety policy %s in force after %.0f ms", s->policy_path, (double)(clock_ns() - t) / 1e6);
+  }
+  if (e.code && e.code != E_NOTREADY)
+    log_event("no safety can be served: %s", e.msg);
+  serve_messages(s);
+  let_go(s);
+  return NULL;
+}

@@ -1,0 +1,44 @@
+/*
+ * safety_verify.h - from a name in the policy to an adapter that may be trusted: read once, checked against digest, model, manifest,
+ * signature and canary.
+ *
+ * Called by safety_*.c on the loader thread and by generate.c, which has no loader: both draw under the same verified set. Threads: a verifier
+ * belongs to the thread that owns its lane.
+ */
+#ifndef SAFELIGHT_SERVER_SAFETY_VERIFY_H
+#define SAFELIGHT_SERVER_SAFETY_VERIFY_H
+
+#include "models/adapter.h"
+#include "models/manifest.h"
+#include "models/pipeline.h"
+#include "server/policy.h"
+
+struct verifier {
+  struct model *model;
+  struct be *lane;              /* what generations are built and probed through */
+  struct adapter_names *names;
+  struct adapter_bounds bounds;
+};
+
+/* On failure nothing is held. model and lane outlive v. */
+MUST_CHECK int verifier_open(struct verifier *v, struct model *m, struct be *lane, struct err *e);
+void verifier_close(struct verifier *v); /* takes zeroed */
+
+/* The bytes of an adapter as they were read, before anything is decided about them. */
+struct adapter_bytes {
+  struct buf file, config, manifest;   /* config and manifest: p NULL when there is none */
+};
+void adapter_bytes_close(struct adapter_bytes *b);
+
+/* Reads the adapter at path inside the policy's adapter_dir, a file or a PEFT or diffusers folder, with its manifest where there is one: NAME.manifest.json
+ * beside NAME.safetensors or beside the folder NAME. */
+MUST_CHECK int verifier_read(const struct verifier *v, const struct policy *p, const char *path, struct adapter_bytes *b, struct err *e);
+/* Parses (every key found, shapes, finite values, ranks; pinned: the digest it must have, "" for any), then proves: the manifest and its signature as
+ * the policy requires, norms, and the canary of a manifest. A manifest that is there is checked even where none is required. *a is the caller's; NULL
+ * after failure. */
+MUST_CHECK int verifier_check(const struct verifier *v, const struct policy *p, const char *name, const char *pinned,
+                              const struct adapter_bytes *b, struct adapter **a, struct err *e);
+/* Both for adapter i of the policy. *a is the caller's, who closes it with adapter_close. */
+MUST_CHECK int verifier_adapter(const struct verifier *v, const struct policy *p, int i, struct adapter **a, struct err *e);
+
+#endif
