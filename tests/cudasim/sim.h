@@ -1,0 +1,55 @@
+/*
+ * sim.h - the CUDA backend without a GPU: its own .cu files and host code, compiled by clang for the CPU and run one thread after the other.
+ *
+ *   include/     headers with CUDA's names, in front of the real ones
+ *   fiber.c      a block: a fiber for each thread; barriers, shuffles, shared memory full of NaN, and what is wrong with their use
+ *   runtime.c    memory of exact size between ASan's red zones, streams, events, graphs, errors
+ *   sim_vendor.c kernels/cuda/blas.h and dnn.h as plain loops
+ *
+ * What it reports (cudaErrorLaunchFailure, with a sentence in cudasim_fault()): a barrier that not all threads of the block reach; different
+ * barriers at once; a shuffle whose lanes are not all there, or that reads a lane outside of its mask; launches beyond the limits of the
+ * hardware; allocations and waits while a graph is captured. Errors stick, as on a device, until cudasim_reset().
+ * What shows in the numbers: a missing barrier (threads run in an order that the seed picks, and shared memory starts as NaN); memory that
+ * nobody wrote (fresh device memory is NaN). What ASan and UBSan end the program for: bounds of device memory and of shared arrays,
+ * misaligned vector accesses, device memory freed too early.
+ * What it cannot show: speed, races inside a warp, the vendor's libraries.
+ *
+ * Callers: tests. Threads: one; nothing here is locked.
+ */
+#ifndef SAFELIGHT_TESTS_CUDASIM_SIM_H
+#define SAFELIGHT_TESTS_CUDASIM_SIM_H
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The order in which threads of a block run, until the next call: 0 is ascending, others shuffle at every barrier. */
+void cudasim_seed(uint64_t seed);
+/* "" or what went wrong; survives until cudasim_reset(). */
+const char *cudasim_fault(void);
+/* Forgets an error. */
+void cudasim_reset(void);
+/* The n-th allocation of device memory from now on fails; 0: none. */
+void cudasim_fail_allocation(int n);
+/* How many devices there are said to be; 1 at first. */
+void cudasim_devices(int count);
+
+struct cudasim_count {
+  long launches, allocations, live; /* live: device and pinned allocations that are not freed */
+};
+struct cudasim_count cudasim_counts(void);
+
+/* Between the simulator's own files: runs `run` on a copy of arg, now or when a captured graph is launched. */
+int cudasim_enqueue(struct cudasim_stream *s, int (*run)(void *arg), const void *arg, size_t bytes);
+int cudasim_sticky(void); /* 0 or the error that every call gives from now on */
+struct cudasim_count *cudasim_counters(void);
+/* Records a fault; returns its code. */
+int cudasim_fail(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,163 @@
+/*
+ * compile_graphs.c - compiles every cuDNN graph that the models need for GPUs that are not there.
+ *
+ *   compile_graphs DEVICE.json TABLE   each graph: accepted, engine chosen, kernel compiled; compared with the engines recorded in TABLE
+ *   compile_graphs DEVICE.json - [WORDS]   prints the lines of the table instead, with workspace and settings; WORDS: of matching graphs alone
+ *
+ * It proves that graphs are accepted and which engine they get, and nothing about numbers or speed. A graph whose engine differs from the
+ * recorded one fails: a library that quietly falls back to an older kernel is what this is for. Status 0: all as recorded.
+ *
+ * Needs cuDNN and a libcuda.so.1 that loads (tests/gpu/fake_libcuda builds one). Called by tests/gpu/compile. Threads: one.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/vendor_graph.h"
+
+enum { PLAIN, BIAS, RESIDUAL, F32 };
+
+struct conv_case {
+  const char *model;
+  int H, in, out, stride, form; /* square pictures, 3x3; H of the input */
+};
+
+struct attention_case {
+  const char *model;
+  int heads, K, T, keys;
+};
+
+/* The classes of SD1.5 at 512, SDXL at 1024 and their VAE: each distinct convolution with its fusion. Stride 2 pads one side in the VAE alone,
+ * which only an encoder has. */
+static const struct conv_case convs[] = {
+    {"sd15", 64, 4, 320, 1, BIAS},     {"sd15", 64, 320, 320, 1, BIAS},    {"sd15", 64, 320, 320, 1, RESIDUAL},  {"sd15", 64, 640, 320, 1, BIAS},
+    {"sd15", 64, 960, 320, 1, BIAS},   {"sd15", 64, 640, 640, 1, BIAS},    {"sd15", 64, 320, 4, 1, F32},         {"sd15", 64, 320, 320, 2, BIAS},
+    {"sd15", 32, 320, 640, 1, BIAS},   {"sd15", 32, 640, 640, 1, BIAS},    {"sd15", 32, 640, 640, 1, RESIDUAL},  {"sd15", 32, 960, 640, 1, BIAS},
+    {"sd15", 32, 1280, 640, 1, BIAS},  {"sd15", 32, 1920, 640, 1, BIAS},   {"sd15", 32, 1280, 1280, 1, BIAS},    {"sd15", 32, 640, 640, 2, BIAS},
+    {"sd15", 16, 640, 1280, 1, BIAS},  {"sd15", 16, 1280, 1280, 1, BIAS},  {"sd15", 16, 1280, 1280, 1, RESIDUAL}, {"sd15", 16, 1920, 1280, 1, BIAS},
+    {"sd15", 16, 2560, 1280, 1, BIAS}, {"sd15", 16, 1280, 1280, 2, BIAS},  {"sd15", 8, 1280, 1280, 1, BIAS},     {"sd15", 8, 1280, 1280, 1, RESIDUAL},
+    {"sd15", 8, 2560, 1280, 1, BIAS},  {"sdxl", 128, 320, 320, 1, RESIDUAL}, {"sdxl", 128, 960, 320, 1, BIAS},   {"sdxl", 128, 320, 320, 2, BIAS},
+    {"sdxl", 64, 640, 640, 1, RESIDUAL}, {"sdxl", 64, 1920, 640, 1, BIAS}, {"sdxl", 32, 1280, 1280, 1, RESIDUAL}, {"sdxl", 32, 2560, 1280, 1, BIAS},
+    {"vae", 64, 4, 512, 1, BIAS},      {"vae", 64, 512, 512, 1, RESIDUAL}, {"vae", 128, 512, 512, 1, RESIDUAL},  {"vae", 256, 512, 256, 1, BIAS},
+    {"vae", 256, 256, 256, 1, RESIDUAL}, {"vae", 512, 256, 128, 1, BIAS},  {"vae", 512, 128, 128, 1, RESIDUAL},  {"vae", 512, 128, 3, 1, F32},
+};
+
+static const struct attention_case attentions[] = {
+    {"sd15", 8, 40, 4096, 4096}, {"sd15", 8, 40, 4096, 77},  {"sd15", 8, 80, 1024, 1024}, {"sd15", 8, 80, 1024, 77},   {"sd15", 8, 160, 256, 256},
+    {"sd15", 8, 160, 256, 77},   {"sd15", 8, 160, 64, 64},   {"sd15", 8, 160, 64, 77},    {"sd21", 5, 64, 9216, 9216}, {"sdxl", 10, 64, 4096, 4096},
+    {"sdxl", 10, 64, 4096, 77},  {"sdxl", 20, 64, 1024, 1024}, {"sdxl", 20, 64, 1024, 77}, {"vae", 1, 512, 4096, 4096},
+};
+
+static char *read_file(const char *path)
+{
+  FILE *f = fopen(path, "rb");
+  char *text = calloc(1, 1 << 16);
+
+  if (!f || !text || !fread(text, 1, (1 << 16) - 1, f)) {
+    free(text);
+    text = NULL;
+  }
+  if (f)
+    fclose(f);
+  return text;
+}
+
+static void name_conv(char *name, size_t size, const struct conv_case *c)
+{
+  snprintf(name, size, "%s conv %d>%d %dx%d s%d%s%s", c->model, c->in, c->out, c->H, c->H, c->stride, c->form == RESIDUAL ? " residual" : "",
+           c->form == F32 ? " f32" : "");
+}
+
+static void name_attention(char *name, size_t size, const struct attention_case *c)
+{
+  snprintf(name, size, "%s attention K=%d T=%d keys=%d", c->model, c->K, c->T, c->keys);
+}
+
+static int open_conv(struct graph_plan *p, const struct graph_target *t, const struct conv_case *c, struct graph_choice *choice, struct err *e)
+{
+  static char there;
+  int Ho = (c->H + 2 - 3) / c->stride + 1;
+  struct gpu_conv v = {.B = 2, .H = c->H, .W = c->H, .in = c->in, .Ho = Ho, .Wo = Ho, .out = c->out, .kh = 3, .kw = 3, .stride = c->stride, .pad_lo = 1,
+                       .pad_hi = 1, .act = DT_BF16, .y_type = c->form == F32 ? DT_F32 : DT_BF16};
+
+  v.bias = c->form != PLAIN ? &there : NULL;
+  v.residual = c->form == RESIDUAL ? &there : NULL;
+  return graph_conv_open(p, t, &v, choice, e);
+}
+
+static int open_attention(struct graph_plan *p, const struct graph_target *t, const struct attention_case *c, struct graph_choice *choice,
+                          struct err *e)
+{
+  struct gpu_attention a = {.B = 2, .T = c->T, .keys = c->keys, .heads = c->heads, .K = c->K, .act = DT_BF16};
+
+  return graph_attention_open(p, t, &a, choice, e);
+}
+
+/* The engine recorded for a device and a graph; -1 when there is none. */
+static long recorded(const char *table, const char *device, const char *name)
+{
+  char line[200];
+  const char *at;
+
+  snprintf(line, sizeof line, "%s\t%s\t", device, name);
+  at = strstr(table, line);
+  return at ? strtol(at + strlen(line), NULL, 10) : -1;
+}
+
+int main(int argc, char **argv)
+{
+  int convs_n = sizeof convs / sizeof *convs, all = convs_n + (int)(sizeof attentions / sizeof *attentions), failed = 0;
+  char *json = argc > 1 ? read_file(argv[1]) : NULL, *table = argc > 2 && strcmp(argv[2], "-") ? read_file(argv[2]) : NULL, device[64];
+  const char *words = argc > 3 ? argv[3] : "";
+  const char *slash = argc > 1 ? strrchr(argv[1], '/') : NULL;
+  struct graph_target t = {0};
+  struct err e = {0};
+
+  if (!json || argc < 3 || (strcmp(argv[2], "-") && !table) || graph_device_open(&t.device, json, &e)) {
+    fprintf(stderr, "compile_graphs: %s\n", e.code ? e.msg : "usage: compile_graphs DEVICE.json TABLE|- [WORDS]");
+    free(json);
+    free(table);
+    return 2;
+  }
+  snprintf(device, sizeof device, "%.60s", slash ? slash + 1 : argv[1]);
+  device[strcspn(device, ".")] = '\0';
+  if (table)
+    printf("1..%d\n", all);
+  for (int i = 0; i < all; i++) {
+    struct graph_choice choice = {.engine = -1};
+    struct graph_plan p;
+    char name[96];
+    struct err why = {0};
+    long want;
+    int r;
+
+    if (i < convs_n)
+      name_conv(name, sizeof name, &convs[i]);
+    else
+      name_attention(name, sizeof name, &attentions[i - convs_n]);
+    if (!strstr(name, words))
+      continue;
+    r = i < convs_n ? open_conv(&p, &t, &convs[i], &choice, &why) : open_attention(&p, &t, &attentions[i - convs_n], &choice, &why);
+    want = table ? recorded(table, device, name) : -1;
+    if (!table && !r) {
+      printf("%s\t%s\t%lld\t%lld", device, name, (long long)choice.engine, (long long)p.workspace);
+      for (int k = 0; k < choice.knobs; k++)
+        printf("%c%d=%lld", k ? ' ' : '\t', (int)choice.knob_type[k], (long long)choice.knob_value[k]);
+      printf("\n");
+    }
+    if (r && !table)
+      fprintf(stderr, "%s\t%s\t%s\n", device, name, why.msg);
+    else if (table && !r && choice.engine == want)
+      printf("ok %d - %s %s: engine %ld\n", i + 1, device, name, want);
+    else if (table)
+      printf("not ok %d - %s %s: engine %lld, recorded %ld %s\n", i + 1, device, name, (long long)choice.engine, want, why.msg);
+    fflush(stdout);
+    failed += r || (table && choice.engine != want);
+    if (!r)
+      graph_plan_close(&p);
+  }
+  cudnnBackendDestroyDescriptor(t.device);
+  free(json);
+  free(table);
+  return failed != 0;
+}

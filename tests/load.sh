@@ -1,0 +1,142 @@
+#!/bin/bash
+# load.sh BINARY - the real daemon under a small mixed load, for builds with sanitizers: pictures side by side, bad requests,
+# clients that go away, a full queue, the web page, an operator's requests, swaps of the safety adapters, styles composed over them,
+# and SIGTERM while pictures are drawn. Passes when every answer has an
+# expected status, the daemon ends with status 0, and no sanitizer has said anything. Called by `tests/run san`.
+set -u
+cd "$(dirname "$0")/.."
+bin=$1
+dir=$(mktemp -d)
+pid=
+trap '[ -z "$pid" ] || kill -9 "$pid" 2>/dev/null; rm -rf "$dir"' EXIT
+
+fail() {
+  echo "load: $*"
+  cat "$dir/server.log"
+  exit 1
+}
+
+.venv/bin/python tests/wire/adapters.py "$dir/policy" || exit 1
+
+# One computing thread: gcc's OpenMP runtime is not built for ThreadSanitizer, which then sees races in every parallel loop.
+# The daemon's own threads are all there.
+OMP_NUM_THREADS=1 "$bin" serve --port 0 --threads 1 --queue 3 --running 2 --max_size 128 --drain_s 60 --policy "$dir/policy/policy.json" --state "$dir/state" >"$dir/server.log" 2>&1 &
+pid=$!
+for _ in $(seq 600); do
+  url=$(sed -n 's,^ready: open \(http://[^ ]*\)/ or$,\1,p' "$dir/server.log")
+  [ -z "$url" ] || break
+  kill -0 $pid 2>/dev/null || fail 'the daemon ended before it was ready'
+  sleep 0.2
+done
+[ -n "$url" ] || fail 'the daemon was not ready after two minutes'
+
+# ask NAME EXPECTED CURL-ARGUMENT...: the status must match the expression. Runs in the background; see settle.
+ask() {
+  local name=$1 want=$2 got
+  shift 2
+  got=$(curl -s -o "$dir/$name.out" -w '%{http_code}' --max-time 120 "$@")
+  [[ $got =~ ^($want)$ ]] || { echo "$name: status $got, wanted $want" >>"$dir/wrong"; head -c 300 "$dir/$name.out" >>"$dir/wrong"; }
+}
+draw() { # draw NAME EXPECTED JSON [CURL-ARGUMENT...]
+  local name=$1 want=$2 body=$3
+  shift 3
+  ask "$name" "$want" -H 'Content-Type: application/json' -d "$body" "$@" "$url/v1/images/generations"
+}
+manage() { # manage NAME EXPECTED PATH [CURL-ARGUMENT...]: the operator's listener
+  local name=$1 want=$2 path=$3
+  shift 3
+  ask "$name" "$want" --unix-socket "$dir/state/admin.sock" "$@" "http://admin/v1/$path"
+}
+settle() { # waits for the clients, not for the daemon
+  [ ${#clients[@]} = 0 ] || wait "${clients[@]}" # without names it would wait for the daemon too
+  clients=()
+  [ ! -s "$dir/wrong" ] || fail "$(cat "$dir/wrong")"
+}
+clients=()
+small='"steps":2,"size":"64x64"'
+
+draw first 200 "{\"prompt\":\"a red apple\",$small,\"seed\":1}"
+ask page 200 "$url/"
+ask health 200 "$url/healthz"
+ask ready 200 "$url/readyz"
+ask models 200 "$url/v1/models"
+ask nothing 404 "$url/nothing"
+ask method 405 -X DELETE "$url/v1/models"
+draw malformed 400 '{"prompt":'
+draw utf8 400 $'{"prompt":"\xff"}'
+draw bounds 400 '{"prompt":"x","steps":100000}'
+ask type 415 -H 'Content-Type: text/plain' -d '{"prompt":"x"}' "$url/v1/images/generations"
+head -c 600000 /dev/zero | tr '\0' a | ask big 413 -H 'Content-Type: application/json' --data-binary @- "$url/v1/images/generations"
+settle
+
+# more than the queue holds, samplers and forms mixed; some of the clients hang up
+for i in 1 2 3 4 5 6 7 8; do
+  sampler=$(sed -n "$((i % 4 + 1))p" <<<$'ddim\neuler\neuler_a\ndpmpp_2m')
+  draw "many$i" '200|429' "{\"prompt\":\"a (blue:1.2) cat $i\",$small,\"seed\":$i,\"sampler\":\"$sampler\",\"negative_prompt\":\"dog\"}" &
+  clients+=($!)
+  manage "status$i" 200 admin/status &
+  clients+=($!)
+  manage "reload$i" 200 admin/reload -X POST &
+  clients+=($!)
+  manage "audit$i" 200 "admin/audit?n=$i" &
+  clients+=($!)
+  curl -s -o /dev/null --max-time 0.$i -H 'Content-Type: application/json' -H 'Accept: image/png' \
+    -d "{\"prompt\":\"gone $i\",\"steps\":50,\"size\":\"64x64\"}" "$url/v1/images/generations" &
+  clients+=($!)
+done
+settle
+draw again 200 "{\"prompt\":\"a red apple\",$small,\"seed\":1}"
+cmp -s <(tr , '\n' <"$dir/first.out" | grep b64_json) <(tr , '\n' <"$dir/again.out" | grep b64_json) ||
+  fail 'the same request gave another picture after the load'
+
+# swaps while pictures are drawn, some of them with styles over what is swapped: composed again, never drawn over what was
+swap() { # swap FROM TO
+  sed "s/\"adapter\": \"$1\"/\"adapter\": \"$2\"/" "$dir/policy/policy.json" >"$dir/policy/new" && mv "$dir/policy/new" "$dir/policy/policy.json"
+  kill -HUP $pid
+}
+for i in 1 2 3 4 5 6 7 8 9 10; do
+  [ $((i % 2)) = 1 ] && swap a b || swap b a
+  style=$([ $((i % 3)) = 0 ] && echo wash || echo ink)
+  draw "swap$i" '200|429' "{\"prompt\":\"a cat\",$small,\"seed\":$i}" &
+  clients+=($!)
+  draw "style$i" '200|429' "{\"prompt\":\"a cat\",$small,\"seed\":$i,\"loras\":[{\"name\":\"$style\",\"scale\":0.$i}]}" &
+  clients+=($!)
+  sleep 0.4
+done
+settle
+draw gone 400 "{\"prompt\":\"x\",\"loras\":[{\"name\":\"a\",\"scale\":-1}]}"
+for names in 'a b' 'b a'; do # and two that are waited for, whatever the storm came to
+  before=$(grep -c 'is live$' "$dir/server.log")
+  # shellcheck disable=SC2086
+  swap $names
+  for _ in $(seq 600); do
+    [ "$(grep -c 'is live$' "$dir/server.log")" = "$before" ] || break
+    sleep 0.1
+  done
+done
+[ "$(grep -c 'is live$' "$dir/server.log")" -ge 3 ] || fail 'the swaps did not go live'
+manage activate '200' admin/profiles/default/activate -X POST
+manage nobody 404 admin/profiles/nobody/activate -X POST
+manage upload '400|404' admin/adapters/nobody -H 'Content-Type: application/octet-stream' --data-binary x
+settle
+"$bin" audit verify --state "$dir/state" >/dev/null 2>"$dir/verify" || fail "the audit log: $(cat "$dir/verify")"
+
+# SIGTERM under load: what was accepted is finished, what comes later is refused
+for i in 1 2 3; do
+  draw "last$i" '200|429|503|000' "{\"prompt\":\"a tree $i\",$small}" &
+  clients+=($!)
+done
+sleep 0.3
+kill -TERM $pid
+for _ in $(seq 300); do
+  ! grep -q 'stopping: ' "$dir/server.log" || break
+  sleep 0.1
+done
+draw late '503|000' "{\"prompt\":\"late\",$small}"
+settle
+rc=0
+wait $pid || rc=$?
+pid=
+[ $rc = 0 ] || fail "the daemon ended with status $rc"
+! grep -qE 'Sanitizer|runtime error' "$dir/server.log" || fail 'a sanitizer spoke'
+grep -c . "$dir/server.log" | sed 's/^/lines in the log of the daemon: /'

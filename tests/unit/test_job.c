@@ -1,0 +1,274 @@
+/*
+ * test_job.c - the job table: bounds, order, every way a job can end, one wake each, and late stops that meet a stranger.
+ * Threads: the tests; and test_storm's own device, encoder and stopper threads.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "server/job.h"
+
+static void count_wake(void *arg)
+{
+  atomic_fetch_add((_Atomic int *)arg, 1);
+}
+
+static struct job *submit(struct jobs *js, _Atomic int *woken)
+{
+  struct err e = {0};
+  struct job *j;
+
+  assert_int_equal(job_reserve(js, &j, &e), 0);
+  j->req.n = 1;
+  j->wake = count_wake;
+  j->wake_arg = woken;
+  job_submit(js, j);
+  return j;
+}
+
+static void test_bound(void **state)
+{
+  struct jobs js;
+  struct job *j[5];
+  struct err e = {0};
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 3, 1, &e), 0);
+  for (int i = 0; i < 3; i++)
+    assert_int_equal(job_reserve(&js, &j[i], &e), 0);
+  assert_int_equal(job_reserve(&js, &j[3], &e), E_BUSY);
+  assert_null(j[3]);
+  assert_int_equal(jobs_active(&js), 3);
+  job_release(&js, j[1]);
+  e.code = 0;
+  assert_int_equal(job_reserve(&js, &j[1], &e), 0);
+  jobs_refuse(&js);
+  job_release(&js, j[0]);
+  assert_int_equal(job_reserve(&js, &j[0], &e), E_NOTREADY);
+  job_release(&js, j[1]);
+  job_release(&js, j[2]);
+  assert_int_equal(jobs_active(&js), 0);
+  jobs_close(&js);
+}
+
+static void test_order_and_ends(void **state)
+{
+  struct jobs js;
+  struct err e = {0};
+  struct job *a, *b, *c;
+  _Atomic int woken = 0;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  a = submit(&js, &woken);
+  b = submit(&js, &woken);
+  c = submit(&js, &woken);
+  assert_ptr_equal(job_take(&js, 0), a); /* the oldest first */
+  assert_ptr_equal(job_take(&js, 0), b);
+  assert_int_equal(a->state, JOB_RUNNING);
+  job_drawn(&js, a);
+  job_stop(&js, a, a->serial, E_CANCEL); /* drawn: too late */
+  err_set(&b->err, E_INTERNAL, "broken");
+  job_fail(&js, b);
+  assert_int_equal(woken, 1);
+  assert_ptr_equal(job_next_drawn(&js), a);
+  job_finish(&js, a);
+  assert_int_equal(woken, 2);
+  assert_int_equal(a->err.code, 0);
+  assert_int_equal(b->err.code, E_INTERNAL);
+  job_stop(&js, c, c->serial, E_TIMEOUT); /* waiting: ends at once */
+  assert_int_equal(woken, 3);
+  assert_int_equal(c->state, JOB_DONE);
+  assert_int_equal(c->err.code, E_TIMEOUT);
+  assert_null(job_take(&js, 0));
+  job_stop(&js, c, c->serial, E_CANCEL); /* twice is once */
+  assert_int_equal(woken, 3);
+  job_release(&js, a);
+  job_release(&js, b);
+  job_release(&js, c);
+  jobs_end(&js);
+  assert_null(job_take(&js, 1)); /* returns although it may wait */
+  assert_null(job_next_drawn(&js));
+  jobs_close(&js);
+}
+
+static void test_stop_running(void **state)
+{
+  struct jobs js;
+  struct err e = {0};
+  struct job *a;
+  _Atomic int woken = 0;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 2, 1, &e), 0);
+  a = submit(&js, &woken);
+  assert_ptr_equal(job_take(&js, 1), a);
+  job_stop(&js, a, a->serial + 1, E_CANCEL); /* meant for another use of the entry */
+  assert_int_equal(a->stop, 0);
+  job_stop(&js, a, a->serial, E_TIMEOUT);
+  job_stop(&js, a, a->serial, E_CANCEL);
+  assert_int_equal(a->stop, E_TIMEOUT); /* the first reason stays */
+  assert_int_equal(woken, 0);          /* only the device thread ends it */
+  job_stop_reason(&a->err, a->stop);
+  job_fail(&js, a);
+  assert_int_equal(woken, 1);
+  job_release(&js, a);
+  jobs_close(&js);
+}
+
+/* Removing from head, middle and end keeps the queue whole. */
+static void test_queue_removal(void **state)
+{
+  struct jobs js;
+  struct err e = {0};
+  struct job *j[6];
+  _Atomic int woken = 0;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  for (int i = 0; i < 5; i++)
+    j[i] = submit(&js, &woken);
+  job_stop(&js, j[0], j[0]->serial, E_CANCEL);
+  job_stop(&js, j[2], j[2]->serial, E_CANCEL);
+  job_stop(&js, j[4], j[4]->serial, E_CANCEL);
+  j[5] = submit(&js, &woken);
+  assert_ptr_equal(job_take(&js, 0), j[1]);
+  assert_ptr_equal(job_take(&js, 0), j[3]);
+  assert_ptr_equal(job_take(&js, 0), j[5]);
+  assert_null(job_take(&js, 0));
+  for (int i = 1; i < 6; i += 2) {
+    job_stop_reason(&j[i]->err, E_CANCEL);
+    job_fail(&js, j[i]);
+  }
+  for (int i = 0; i < 6; i++)
+    job_release(&js, j[i]);
+  assert_int_equal(woken, 6);
+  assert_int_equal(js.waiting, 0);
+  jobs_close(&js);
+}
+
+static void test_retry_after(void **state)
+{
+  struct jobs js;
+  struct err e = {0};
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  js.mean_ms = 1;
+  assert_int_equal(jobs_retry_after(&js), 1);
+  js.mean_ms = 2500;
+  assert_int_equal(jobs_retry_after(&js), 3);
+  js.mean_ms = 1e9;
+  assert_int_equal(jobs_retry_after(&js), 60);
+  jobs_close(&js);
+}
+
+/* ---- many threads ---- */
+
+enum { STORM = 4000 };
+
+static struct jobs storm;
+static struct job *target;
+static pthread_mutex_t target_mu = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t target_serial;
+static _Atomic int storm_over;
+
+static void *storm_device(void *arg)
+{
+  struct job *j;
+
+  while ((j = job_take(&storm, 1))) {
+    int stop = atomic_load(&j->stop);
+    if (stop) {
+      job_stop_reason(&j->err, stop);
+      job_fail(&storm, j);
+    } else {
+      job_drawn(&storm, j);
+    }
+  }
+  return arg;
+}
+
+static void *storm_encoder(void *arg)
+{
+  struct job *j;
+
+  while ((j = job_next_drawn(&storm)))
+    job_finish(&storm, j);
+  return arg;
+}
+
+static void *storm_stopper(void *arg)
+{
+  while (!atomic_load(&storm_over)) {
+    struct job *j;
+    uint64_t serial;
+    pthread_mutex_lock(&target_mu);
+    j = target;
+    serial = target_serial;
+    pthread_mutex_unlock(&target_mu);
+    if (j)
+      job_stop(&storm, j, serial, E_CANCEL);
+  }
+  return arg;
+}
+
+/* Every job is woken exactly once, whoever wins: device, encoder or stopper. */
+static void test_storm(void **state)
+{
+  static _Atomic int woken[STORM];
+  struct job *window[4] = {0};
+  int at[4] = {0}, ended = 0;
+  pthread_t t[3];
+  struct err e = {0};
+
+  (void)state;
+  assert_int_equal(jobs_open(&storm, 4, 1, &e), 0);
+  assert_int_equal(thread_start(&t[0], "device", storm_device, NULL, &e), 0);
+  assert_int_equal(thread_start(&t[1], "encoder", storm_encoder, NULL, &e), 0);
+  assert_int_equal(thread_start(&t[2], "stopper", storm_stopper, NULL, &e), 0);
+  for (int i = 0; i < STORM; i++) {
+    int k = i % 4;
+    if (window[k]) {
+      while (!atomic_load(&woken[at[k]]))
+        sched_yield();
+      ended += window[k]->err.code == E_CANCEL;
+      job_release(&storm, window[k]);
+    }
+    window[k] = submit(&storm, &woken[i]);
+    at[k] = i;
+    pthread_mutex_lock(&target_mu);
+    target = window[k];
+    target_serial = window[k]->serial;
+    pthread_mutex_unlock(&target_mu);
+  }
+  for (int k = 0; k < 4; k++) {
+    while (!atomic_load(&woken[at[k]]))
+      sched_yield();
+    job_release(&storm, window[k]);
+  }
+  atomic_store(&storm_over, 1);
+  assert_int_equal(jobs_active(&storm), 0);
+  jobs_end(&storm);
+  for (int i = 0; i < 3; i++)
+    pthread_join(t[i], NULL);
+  for (int i = 0; i < STORM; i++)
+    assert_int_equal(woken[i], 1);
+  print_message("%d of %d jobs were stopped\n", ended, STORM);
+  jobs_close(&storm);
+}
+
+int main(void)
+{
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_bound),         cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running),
+      cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_storm),
+  };
+
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
