@@ -138,10 +138,14 @@ def test_idle_connection_is_closed_between_requests(start):
 def test_waiting_client_is_not_idle(start):
     """A picture that takes longer than client_s is no reason to cut the client that waits for it."""
     d = start("--client-s", "1")
-    d.post({**LONG, "steps": 2})
-    step_ms = d.post({**LONG, "steps": 2}).json["safelight"]["times"]["unet_ms"] / 2
-    answer = d.post({**LONG, "steps": min(150, int(2000 / step_ms) + 1)})
-    assert answer.status == 200 and answer.json["safelight"]["times"]["total_ms"] > 1000
+    total_ms = 0
+    for size in ({"steps": 20}, {"steps": 50}, {"steps": 150}, {"n": 4}, {"n": 10}):  # a step's time varies threefold from run to run
+        answer = d.post({**LONG, **size})
+        assert answer.status == 200
+        total_ms = answer.json["safelight"]["times"]["total_ms"]
+        if total_ms > 1000:
+            break
+    assert total_ms > 1000
 
 
 def test_connection_limit(start):
