@@ -433,6 +433,11 @@ static int decode_object(struct request *r, json_t *root, const struct request_l
   r->seed = 0;
   r->clip_skip = 0;
   r->n_loras = 0;
+  r->format = IMAGE_PNG;
+  r->quality = r->previews = 0;
+  r->reply = REPLY_JSON;
+  r->init = r->mask = NULL;
+  r->strength = 1;
   r->n = 1;
   r->width = r->height = 0;
   r->steps = lim->default_steps;

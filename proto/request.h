@@ -38,6 +38,18 @@ struct request_lora {
   float scale;
 };
 
+/* The file that a picture is sent as. quality: 1..100, of JPEG and WebP (100 is WebP without loss); PNG has none. */
+enum image_format { IMAGE_PNG, IMAGE_JPEG, IMAGE_WEBP };
+
+/* How the answer carries its pictures. */
+enum request_reply {
+  REPLY_JSON,   /* base64 in JSON */
+  REPLY_URL,    /* JSON with the address of each file, served for a limited time */
+  REPLY_STREAM  /* server-sent events, previews among them */
+};
+
+enum { REQUEST_PREVIEWS_MAX = 3 };
+
 struct request {
   char prompt[REQUEST_PROMPT_MAX + 1];
   size_t prompt_len;
@@ -54,7 +66,18 @@ struct request {
   int has_seed;
   struct request_lora lora[REQUEST_LORAS_MAX];
   int n_loras;
+  enum image_format format;
+  int quality;                                /* 0: the format's default */
+  enum request_reply reply;
+  int previews;                               /* pictures on their way that a stream shows, 0..REQUEST_PREVIEWS_MAX */
+  /* image to image: NULL without a first picture. Both are malloc'ed, of width x height, and the request's: request_close frees them. */
+  uint8_t *init;                              /* width*height*3, RGB */
+  uint8_t *mask;                              /* width*height, 255: draw anew, 0: keep; NULL: all of it is drawn anew */
+  float strength;                             /* 0..1: which share of the steps is done on init; 1 without init */
 };
+
+/* Frees what a request holds beside itself; takes a zeroed one. */
+void request_close(struct request *r);
 
 /* The recipe of one finished picture: what its metadata, headers and JSON report. Strings are borrowed. */
 struct recipe {

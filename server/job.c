@@ -99,6 +99,7 @@ int job_reserve(struct jobs *js, struct job **out, struct err *e)
     atomic_store(&j->stop, 0);
     memset(j->pic, 0, sizeof j->pic);
     j->pixels = NULL;
+    j->req.init = j->req.mask = NULL;
     j->target = NULL;
     j->generation = NULL;
     j->stamp = (struct safety_stamp){0};
@@ -141,6 +142,7 @@ void job_release(struct jobs *js, struct job *j)
   for (int i = 0; i < REQUEST_N_MAX; i++)
     draw_close(j->pic[i].draw); /* never started: a started one ends on the device thread */
   free(j->pixels);
+  request_close(&j->req);
   buf_close(&j->body);
   memset(j->pic, 0, sizeof j->pic);
   j->pixels = NULL;
