@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base64.h"
 #include "proto/openai.h"
 
 /* One row per E_* code: what HTTP, people and the OpenAI SDKs are told. */
@@ -86,37 +87,6 @@ int openai_encode_error(struct buf *out, const struct err *what, struct err *e)
                   0, e);
 }
 
-/* Standard base64 with padding. */
-static int add_base64(struct buf *out, const char *data, size_t len, struct err *e)
-{
-  static const char digit[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  const unsigned char *p = (const unsigned char *)data;
-  char chunk[4096];
-  size_t n = 0;
-  unsigned v;
-
-  for (; len >= 3; len -= 3, p += 3) {
-    v = (unsigned)p[0] << 16 | (unsigned)p[1] << 8 | p[2];
-    chunk[n++] = digit[v >> 18];
-    chunk[n++] = digit[v >> 12 & 63];
-    chunk[n++] = digit[v >> 6 & 63];
-    chunk[n++] = digit[v & 63];
-    if (n == sizeof chunk) {
-      if (buf_add(out, chunk, n, e))
-        return e->code;
-      n = 0;
-    }
-  }
-  if (len) {
-    v = (unsigned)p[0] << 16 | (len == 2 ? (unsigned)p[1] << 8 : 0);
-    chunk[n++] = digit[v >> 18];
-    chunk[n++] = digit[v >> 12 & 63];
-    chunk[n++] = len == 2 ? digit[v >> 6 & 63] : '=';
-    chunk[n++] = '=';
-  }
-  return buf_add(out, chunk, n, e);
-}
-
 static json_t *times_json(const struct stage_times *t)
 {
   return json_pack("{s:f,s:f,s:f,s:f,s:f,s:f}", "queue_ms", t->queue, "text_ms", t->text, "unet_ms", t->unet, "vae_ms", t->vae,
@@ -158,7 +128,7 @@ int openai_encode_result(struct buf *out, const struct openai_result *r, struct 
     return e->code;
   for (int i = 0; i < r->n; i++)
     if (buf_add_str(out, i ? ",{\"b64_json\":\"" : "{\"b64_json\":\"", e) ||
-        add_base64(out, r->picture[i].png, r->picture[i].len, e) ||
+        base64_encode(out, r->picture[i].png, r->picture[i].len, e) ||
         buf_addf(out, e, "\",\"url\":null,\"revised_prompt\":null,\"seed\":%llu,\"safelight\":",
                  (unsigned long long)r->picture[i].seed) ||
         add_json(out, drawn_under_json(p), 0, e) || buf_add_str(out, "}", e))
