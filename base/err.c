@@ -55,7 +55,8 @@ int err_wrap(struct err *e, const char *fmt, ...)
 const char *err_name(int code)
 {
   static const char *const names[] = {"ok",     "arg",      "notfound", "busy",   "nomem",   "file", "policy", "device",
-                                      "cancel", "internal", "toobig",   "method", "timeout", "type", "auth", "notready"};
+                                      "cancel", "internal", "toobig",   "method", "timeout", "type", "auth", "notready",
+                                      "conflict", "full"};
   unsigned i = 0u - (unsigned)code; /* defined for INT_MIN too */
 
   return code <= 0 && i < sizeof names / sizeof *names ? names[i] : "unknown";

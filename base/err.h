@@ -28,7 +28,9 @@ enum err_code {
   E_TIMEOUT = -12,  /* the deadline passed: 504 */
   E_TYPE = -13,     /* unsupported media type: 415 */
   E_AUTH = -14,     /* missing or unknown key: 401 */
-  E_NOTREADY = -15  /* the model is still loading, or the server is stopping: 503, try again */
+  E_NOTREADY = -15, /* the model is still loading, or the server is stopping: 503, try again */
+  E_CONFLICT = -16, /* an idempotency key that was used with another body: 422 */
+  E_FULL = -17      /* the disk is full: 507 */
 };
 
 struct err {

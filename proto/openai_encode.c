@@ -22,6 +22,7 @@ static const struct {
     {E_METHOD, 405, "invalid_request_error", "method_not_allowed"},
     {E_TOOBIG, 413, "invalid_request_error", "request_too_large"},
     {E_TYPE, 415, "invalid_request_error", "unsupported_media_type"},
+    {E_CONFLICT, 422, "invalid_request_error", "idempotency_conflict"}, /* not 409, which SDKs try again */
     {E_BUSY, 429, "rate_limit_error", "queue_full"},
     {E_CANCEL, 499, "invalid_request_error", "cancelled"},
     {E_INTERNAL, 500, "server_error", "internal_error"},
@@ -31,6 +32,7 @@ static const struct {
     {E_DEVICE, 503, "server_error", "device_failed"},
     {E_NOTREADY, 503, "server_error", "not_ready"},
     {E_TIMEOUT, 504, "server_error", "deadline_exceeded"},
+    {E_FULL, 507, "server_error", "disk_full"},
 };
 
 enum { STATUSES = sizeof statuses / sizeof *statuses };

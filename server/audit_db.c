@@ -1,30 +1,24 @@
 /*
  * audit_db.c - see audit_db.h.
  *
- * WAL with synchronous=FULL: a commit returns after an fsync of the write-ahead log, so a record that was committed survives a crash and a power
- * cut. Readers never block the writer. Triggers refuse UPDATE and DELETE on what is written: against accidents, not against whoever owns the file, whom
- * only the chain can show.
+ * Triggers refuse UPDATE and DELETE on what is written: against accidents, not against whoever owns the file, whom only the chain can show.
  */
 #include "server/audit_db.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <sodium.h>
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
-enum { SCHEMA_VERSION = 1, BUSY_MS = 5000, APPLICATION_ID = 0x534c4155 /* "SLAU" */ };
+#include "server/db.h"
+
+enum { SCHEMA_VERSION = 1, APPLICATION_ID = 0x534c4155 /* "SLAU" */ };
 
 struct audit_db {
-  sqlite3 *db;
+  struct db db;
   sqlite3_stmt *insert, *put_head, *activate;
-  sqlite3_stmt *rollback;   /* ready beforehand: to give up must not need memory */
-  char path[PATH_MAX];
   unsigned char mac_key[AUDIT_KEY];
   struct audit_head head;   /* what the next record chains to */
   struct audit_head begun;  /* the same when the transaction began */
@@ -40,31 +34,6 @@ static const char schema[] =
     "CREATE TRIGGER IF NOT EXISTS record_no_delete BEFORE DELETE ON record BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;"
     "CREATE TRIGGER IF NOT EXISTS activation_no_update BEFORE UPDATE ON activation BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;"
     "CREATE TRIGGER IF NOT EXISTS activation_no_delete BEFORE DELETE ON activation BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;";
-
-static int sql_failed(const struct audit_db *d, const char *what, struct err *e)
-{
-  const char *why = d->db ? sqlite3_errmsg(d->db) : "out of memory";
-  int full = d->db && sqlite3_errcode(d->db) == SQLITE_FULL;
-
-  return err_field(e, E_FILE, "audit.db", "%s %s: %s", what, d->path, full ? "the disk is full" : why);
-}
-
-static int exec(struct audit_db *d, const char *sql, const char *what, struct err *e)
-{
-  return sqlite3_exec(d->db, sql, NULL, NULL, NULL) == SQLITE_OK ? 0 : sql_failed(d, what, e);
-}
-
-static int prepare(struct audit_db *d, sqlite3_stmt **s, const char *sql, struct err *e)
-{
-  return sqlite3_prepare_v2(d->db, sql, -1, s, NULL) == SQLITE_OK ? 0 : sql_failed(d, "cannot read", e);
-}
-
-static const char *column(sqlite3_stmt *s, int i)
-{
-  const char *text = (const char *)sqlite3_column_text(s, i);
-
-  return text ? text : "";
-}
 
 /* ---- the chain ---- */
 
@@ -97,16 +66,16 @@ static int read_meta(struct audit_db *d, const char *key, char *out, size_t cap,
   sqlite3_stmt *s = NULL;
   int r = 0, code;
 
-  if (prepare(d, &s, "SELECT value FROM meta WHERE key = ?", e))
+  if (db_prepare(&d->db, &s, "SELECT value FROM meta WHERE key = ?", e))
     return e->code;
   sqlite3_bind_text(s, 1, key, -1, SQLITE_STATIC);
   code = sqlite3_step(s);
   if (code == SQLITE_ROW)
-    snprintf(out, cap, "%s", column(s, 0));
+    snprintf(out, cap, "%s", db_text(s, 0));
   else if (code == SQLITE_DONE)
-    r = err_field(e, E_FILE, "audit.db", "%s holds no %s: it is not an audit log, or it was cut", d->path, key);
+    r = err_field(e, E_FILE, "audit.db", "%s holds no %s: it is not an audit log, or it was cut", d->db.path, key);
   else
-    r = sql_failed(d, "cannot read", e);
+    r = db_fail(&d->db, "cannot read", e);
   sqlite3_finalize(s);
   return r;
 }
@@ -119,13 +88,13 @@ static int read_hash(struct audit_db *d, int64_t seq, char hash[65], struct err 
 
   if (!seq)
     return read_meta(d, "genesis", hash, 65, e);
-  if (prepare(d, &s, "SELECT hash FROM record WHERE seq = ?", e))
+  if (db_prepare(&d->db, &s, "SELECT hash FROM record WHERE seq = ?", e))
     return e->code;
   sqlite3_bind_int64(s, 1, seq);
   if (sqlite3_step(s) == SQLITE_ROW)
-    snprintf(hash, 65, "%s", column(s, 0));
+    snprintf(hash, 65, "%s", db_text(s, 0));
   else
-    r = err_field(e, E_FILE, "audit.db", "%s: record %lld is missing; `safelight audit verify` says more", d->path, (long long)seq);
+    r = err_field(e, E_FILE, "audit.db", "%s: record %lld is missing; `safelight audit verify` says more", d->db.path, (long long)seq);
   sqlite3_finalize(s);
   return r;
 }
@@ -138,30 +107,30 @@ static int read_head(struct audit_db *d, struct audit_head *head, struct err *e)
   int r = 0, code, fits = 1;
 
   *head = (struct audit_head){0};
-  if (prepare(d, &s, "SELECT seq, json, hash FROM record ORDER BY seq DESC LIMIT 1", e))
+  if (db_prepare(&d->db, &s, "SELECT seq, json, hash FROM record ORDER BY seq DESC LIMIT 1", e))
     return e->code;
   code = sqlite3_step(s);
   if (code == SQLITE_ROW) {
     head->seq = sqlite3_column_int64(s, 0);
-    snprintf(head->hash, sizeof head->hash, "%s", column(s, 2));
+    snprintf(head->hash, sizeof head->hash, "%s", db_text(s, 2));
     r = read_hash(d, head->seq - 1, prev, e);
-    chain_hash(made, prev, column(s, 1));
+    chain_hash(made, prev, db_text(s, 1));
     fits = !strcmp(made, head->hash);
   } else if (code == SQLITE_DONE) {
     r = read_hash(d, 0, head->hash, e);
   } else {
-    r = sql_failed(d, "cannot read", e);
+    r = db_fail(&d->db, "cannot read", e);
   }
   sqlite3_finalize(s);
   if (r || read_meta(d, "head", signed_head, sizeof signed_head, e))
     return e->code;
   if (!fits)
-    return err_field(e, E_FILE, "audit.db", "%s: the last record, %lld, does not fit the chain; `safelight audit verify` says more", d->path,
+    return err_field(e, E_FILE, "audit.db", "%s: the last record, %lld, does not fit the chain; `safelight audit verify` says more", d->db.path,
                      (long long)head->seq);
   head_text(want, head, d->mac_key);
   if (strcmp(want, signed_head))
     return err_field(e, E_FILE, "audit.db", "%s ends at record %lld and its signed head says otherwise: records were cut off, or audit.key is another "
-                     "log's; `safelight audit verify` says more", d->path, (long long)head->seq);
+                     "log's; `safelight audit verify` says more", d->db.path, (long long)head->seq);
   return 0;
 }
 
@@ -172,45 +141,26 @@ void audit_db_head(const struct audit_db *d, struct audit_head *head)
 
 /* ---- open and close ---- */
 
-/* One whole number that a statement gives. */
-static int read_number(struct audit_db *d, const char *sql, int64_t *value, struct err *e)
-{
-  sqlite3_stmt *s = NULL;
-  int r = 0;
-
-  if (prepare(d, &s, sql, e))
-    return e->code;
-  if (sqlite3_step(s) == SQLITE_ROW)
-    *value = sqlite3_column_int64(s, 0);
-  else
-    r = sql_failed(d, "cannot read", e);
-  sqlite3_finalize(s);
-  return r;
-}
-
 /* The tables, and on the first run the genesis and the head of an empty chain, all or nothing. */
 static int make_schema(struct audit_db *d, struct err *e)
 {
   unsigned char random[32];
   char sql[640], head[160];
   struct audit_head empty = {0};
-  int64_t tables = 0, id = 0;
 
-  if (read_number(d, "SELECT count(*) FROM sqlite_schema", &tables, e) || read_number(d, "PRAGMA application_id", &id, e))
+  if (db_check_owner(&d->db, APPLICATION_ID, e))
     return e->code;
-  if (tables && id != APPLICATION_ID)
-    return err_field(e, E_FILE, "audit.db", "%s is another program's database", d->path);
   randombytes_buf(random, sizeof random);
   sodium_bin2hex(empty.hash, sizeof empty.hash, random, sizeof random);
   head_text(head, &empty, d->mac_key);
-  if (exec(d, "BEGIN IMMEDIATE", "cannot write", e) || exec(d, schema, "cannot write", e))
+  if (db_exec(&d->db, "BEGIN IMMEDIATE", "cannot write", e) || db_exec(&d->db, schema, "cannot write", e))
     return e->code;
   snprintf(sql, sizeof sql,
            "PRAGMA application_id = %d;"
            "INSERT INTO meta SELECT 'genesis', '%s' WHERE NOT EXISTS (SELECT 1 FROM meta);"
            "INSERT INTO meta SELECT 'head', '%s' WHERE (SELECT count(*) FROM meta) = 1;"
            "INSERT INTO meta SELECT 'version', '%d' WHERE (SELECT count(*) FROM meta) = 2;", (int)APPLICATION_ID, empty.hash, head, SCHEMA_VERSION);
-  return exec(d, sql, "cannot write", e) || exec(d, "COMMIT", "cannot write", e) ? e->code : 0;
+  return db_exec(&d->db, sql, "cannot write", e) || db_exec(&d->db, "COMMIT", "cannot write", e) ? e->code : 0;
 }
 
 static int check_version(struct audit_db *d, struct err *e)
@@ -220,74 +170,40 @@ static int check_version(struct audit_db *d, struct err *e)
   if (read_meta(d, "version", version, sizeof version, e))
     return e->code;
   if (strtol(version, NULL, 10) != SCHEMA_VERSION)
-    return err_field(e, E_FILE, "audit.db", "%s is of version %s and this program writes version %d", d->path, version, SCHEMA_VERSION);
-  return 0;
-}
-
-static int open_file(struct audit_db **out, const char *dir, int flags, struct err *e)
-{
-  struct audit_db *d = calloc(1, sizeof *d);
-
-  *out = d;
-  if (!d)
-    return err_set(e, E_NOMEM, "out of memory for the audit log");
-  if ((size_t)snprintf(d->path, sizeof d->path, "%s/audit.db", dir) >= sizeof d->path)
-    return err_field(e, E_ARG, "state", "the path of the state folder is too long");
-  if (sqlite3_open_v2(d->path, &d->db, flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, NULL) != SQLITE_OK)
-    return sql_failed(d, "cannot open", e);
-  sqlite3_busy_timeout(d->db, BUSY_MS);
-  return exec(d, "PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON", "cannot open", e);
-}
-
-/* The file is made here so that it has mode 0600 whatever the umask is; SQLite gives its companions the same. */
-static int make_file(const char *dir, struct err *e)
-{
-  char path[PATH_MAX];
-  int fd;
-
-  if ((size_t)snprintf(path, sizeof path, "%s/audit.db", dir) >= sizeof path)
-    return err_field(e, E_ARG, "state", "the path of the state folder is too long");
-  fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd < 0)
-    return err_field(e, E_FILE, "audit.db", "cannot write %s: %s", path, strerror(errno));
-  close(fd);
+    return err_field(e, E_FILE, "audit.db", "%s is of version %s and this program writes version %d", d->db.path, version, SCHEMA_VERSION);
   return 0;
 }
 
 int audit_db_open(struct audit_db **out, const char *dir, const unsigned char mac_key[AUDIT_KEY], struct err *e)
 {
-  struct audit_db *d;
+  struct audit_db *d = calloc(1, sizeof *d);
 
   *out = NULL;
-  if (make_file(dir, e))
-    return e->code;
-  if (open_file(&d, dir, SQLITE_OPEN_READWRITE, e))
-    goto fail;
+  if (!d)
+    return err_set(e, E_NOMEM, "out of memory for the audit log");
   memcpy(d->mac_key, mac_key, AUDIT_KEY);
-  if (exec(d, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON", "cannot open", e) || make_schema(d, e) ||
-      check_version(d, e) || read_head(d, &d->head, e) ||
-      prepare(d, &d->rollback, "ROLLBACK", e) ||
-      prepare(d, &d->insert, "INSERT INTO record (seq, time, kind, json, hash) VALUES (?, ?, ?, ?, ?)", e) ||
-      prepare(d, &d->put_head, "UPDATE meta SET value = ? WHERE key = 'head'", e) ||
-      prepare(d, &d->activate, "INSERT INTO activation (number, seq, profile, digest, members) VALUES (?, ?, ?, ?, ?)", e))
-    goto fail;
+  if (db_open_writer(&d->db, dir, "audit.db", e) || make_schema(d, e) || check_version(d, e) || read_head(d, &d->head, e) ||
+      db_prepare(&d->db, &d->insert, "INSERT INTO record (seq, time, kind, json, hash) VALUES (?, ?, ?, ?, ?)", e) ||
+      db_prepare(&d->db, &d->put_head, "UPDATE meta SET value = ? WHERE key = 'head'", e) ||
+      db_prepare(&d->db, &d->activate, "INSERT INTO activation (number, seq, profile, digest, members) VALUES (?, ?, ?, ?, ?)", e) ||
+      db_ready(&d->db, e)) {
+    audit_db_close(d);
+    return e->code;
+  }
   *out = d;
   return 0;
-fail:
-  audit_db_close(d);
-  return e->code;
 }
 
 int audit_db_open_read(struct audit_db **out, const char *dir, struct err *e)
 {
-  char path[PATH_MAX];
-  struct audit_db *d;
+  struct audit_db *d = calloc(1, sizeof *d);
 
   *out = NULL;
-  snprintf(path, sizeof path, "%s/audit.db", dir);
-  if (access(path, F_OK))
-    return err_field(e, E_NOTFOUND, "audit.db", "there is no audit log at %s: %s", path, strerror(errno));
-  if (open_file(&d, dir, SQLITE_OPEN_READONLY, e) || check_version(d, e)) {
+  if (!d)
+    return err_set(e, E_NOMEM, "out of memory for the audit log");
+  if (db_open_reader(&d->db, dir, "audit.db", e) || check_version(d, e)) {
+    if (e->code == E_NOTFOUND)
+      err_wrap(e, "there is no audit log");
     audit_db_close(d);
     return e->code;
   }
@@ -302,8 +218,7 @@ void audit_db_close(struct audit_db *d)
   sqlite3_finalize(d->insert);
   sqlite3_finalize(d->put_head);
   sqlite3_finalize(d->activate);
-  sqlite3_finalize(d->rollback);
-  sqlite3_close(d->db);
+  db_close(&d->db);
   sodium_memzero(d->mac_key, sizeof d->mac_key);
   free(d);
 }
@@ -322,22 +237,10 @@ static void time_text(char out[48])
   snprintf(out, 48, "%s.%03ldZ", day, t.tv_nsec / 1000000);
 }
 
-/* Runs a bound statement that returns no rows. */
-static int run(struct audit_db *d, sqlite3_stmt *s, struct err *e)
-{
-  int code = sqlite3_step(s), r = 0;
-
-  if (code != SQLITE_DONE)
-    r = sql_failed(d, "cannot write", e);
-  sqlite3_reset(s);
-  sqlite3_clear_bindings(s);
-  return r;
-}
-
 int audit_db_begin(struct audit_db *d, struct err *e)
 {
   d->begun = d->head;
-  return exec(d, "BEGIN IMMEDIATE", "cannot write", e);
+  return db_exec(&d->db, "BEGIN IMMEDIATE", "cannot write", e);
 }
 
 int audit_db_append(struct audit_db *d, const char *kind, const char *body, struct err *e)
@@ -357,7 +260,7 @@ int audit_db_append(struct audit_db *d, const char *kind, const char *body, stru
     sqlite3_bind_text(d->insert, 3, kind, -1, SQLITE_STATIC);
     sqlite3_bind_text(d->insert, 4, json.p, (int)json.len, SQLITE_STATIC);
     sqlite3_bind_text(d->insert, 5, next.hash, -1, SQLITE_STATIC);
-    r = run(d, d->insert, e);
+    r = db_run(&d->db, d->insert, e);
   }
   if (!r)
     d->head = next;
@@ -371,7 +274,7 @@ int audit_db_activate(struct audit_db *d, const char *profile, const char *diges
   int r;
 
   buf_init(&numbered, AUDIT_JSON_MAX);
-  r = read_number(d, "SELECT coalesce(max(number), 0) + 1 FROM activation", number, e);
+  r = db_read_number(&d->db, "SELECT coalesce(max(number), 0) + 1 FROM activation", number, e);
   if (!r)
     r = buf_addf(&numbered, e, ",\"activation\":%lld,\"generation_id\":\"%lld-%.8s\"%s", (long long)*number, (long long)*number, digest, body);
   if (!r)
@@ -382,7 +285,7 @@ int audit_db_activate(struct audit_db *d, const char *profile, const char *diges
     sqlite3_bind_text(d->activate, 3, profile, -1, SQLITE_STATIC);
     sqlite3_bind_text(d->activate, 4, digest, -1, SQLITE_STATIC);
     sqlite3_bind_text(d->activate, 5, members, -1, SQLITE_STATIC);
-    r = run(d, d->activate, e);
+    r = db_run(&d->db, d->activate, e);
   }
   buf_close(&numbered);
   return r;
@@ -394,7 +297,7 @@ int audit_db_commit(struct audit_db *d, struct err *e)
 
   head_text(head, &d->head, d->mac_key);
   sqlite3_bind_text(d->put_head, 1, head, -1, SQLITE_STATIC);
-  return run(d, d->put_head, e) || exec(d, "COMMIT", "cannot write", e) ? e->code : 0;
+  return db_run(&d->db, d->put_head, e) || db_exec(&d->db, "COMMIT", "cannot write", e) ? e->code : 0;
 }
 
 void audit_db_cancel(struct audit_db *d)
@@ -402,10 +305,7 @@ void audit_db_cancel(struct audit_db *d)
   struct audit_head head;
   struct err e = {0};
 
-  if (!sqlite3_get_autocommit(d->db)) {
-    sqlite3_step(d->rollback);
-    sqlite3_reset(d->rollback);
-  }
+  db_roll_back(&d->db);
   d->head = d->begun;
   /* The failed transaction may be in the file after all (its fsync failed): the file decides. If it cannot be read the old head stays; should its
    * next number be taken in the file, every later append fails. */
@@ -424,17 +324,17 @@ int audit_db_last_activation(struct audit_db *d, const char *profile, int64_t *n
   digest[0] = 0;
   if (cap)
     members[0] = 0;
-  if (prepare(d, &s, "SELECT number, digest, members FROM activation WHERE profile = ? ORDER BY number DESC LIMIT 1", e))
+  if (db_prepare(&d->db, &s, "SELECT number, digest, members FROM activation WHERE profile = ? ORDER BY number DESC LIMIT 1", e))
     return e->code;
   sqlite3_bind_text(s, 1, profile, -1, SQLITE_STATIC);
   code = sqlite3_step(s);
   if (code == SQLITE_ROW) {
     *number = sqlite3_column_int64(s, 0);
-    snprintf(digest, 65, "%s", column(s, 1));
-    if (cap && (size_t)snprintf(members, cap, "%s", column(s, 2)) >= cap)
+    snprintf(digest, 65, "%s", db_text(s, 1));
+    if (cap && (size_t)snprintf(members, cap, "%s", db_text(s, 2)) >= cap)
       r = err_field(e, E_TOOBIG, "members", "the members of activation %lld do not fit %zu bytes", (long long)*number, cap);
   } else if (code != SQLITE_DONE) {
-    r = sql_failed(d, "cannot read", e);
+    r = db_fail(&d->db, "cannot read", e);
   }
   sqlite3_finalize(s);
   return r;
@@ -445,18 +345,18 @@ int audit_db_recent(struct audit_db *d, int n, struct buf *out, struct err *e)
   sqlite3_stmt *s = NULL;
   int code = SQLITE_DONE, r, first = 1;
 
-  if (prepare(d, &s, "SELECT json, hash FROM record ORDER BY seq DESC LIMIT ?", e))
+  if (db_prepare(&d->db, &s, "SELECT json, hash FROM record ORDER BY seq DESC LIMIT ?", e))
     return e->code;
   sqlite3_bind_int(s, 1, n);
   r = buf_add_str(out, "[", e);
   while (!r && (code = sqlite3_step(s)) == SQLITE_ROW) {
-    const char *json = column(s, 0);
+    const char *json = db_text(s, 0);
     size_t len = strlen(json);
-    r = buf_addf(out, e, "%s%.*s,\"hash\":\"%s\"}", first ? "" : ",", (int)(len ? len - 1 : 0), json, column(s, 1));
+    r = buf_addf(out, e, "%s%.*s,\"hash\":\"%s\"}", first ? "" : ",", (int)(len ? len - 1 : 0), json, db_text(s, 1));
     first = 0;
   }
   if (!r && code != SQLITE_DONE)
-    r = sql_failed(d, "cannot read", e);
+    r = db_fail(&d->db, "cannot read", e);
   sqlite3_finalize(s);
   return r ? r : buf_add_str(out, "]", e);
 }
@@ -475,12 +375,12 @@ static void find_fault(struct audit_walk *w, int64_t seq, const char *why)
 static void walk_row(sqlite3_stmt *s, struct audit_head *head, const char *anchor, struct audit_walk *w)
 {
   int64_t seq = sqlite3_column_int64(s, 0);
-  const char *hash = column(s, 2);
+  const char *hash = db_text(s, 2);
   char made[65];
 
   if (seq != head->seq + 1)
     find_fault(w, head->seq + 1, "is missing");
-  chain_hash(made, head->hash, column(s, 1));
+  chain_hash(made, head->hash, db_text(s, 1));
   if (strcmp(made, hash))
     find_fault(w, seq, "does not fit the hash of the record before it: this record, or the one before, was changed, removed or moved");
   if (sqlite3_column_int(s, 3) != 1)
@@ -498,13 +398,13 @@ static int walk_records(struct audit_db *d, struct audit_head *head, const char 
   sqlite3_stmt *s = NULL;
   int code, r = 0;
 
-  if (read_hash(d, 0, head->hash, e) || prepare(d, &s, sql, e))
+  if (read_hash(d, 0, head->hash, e) || db_prepare(&d->db, &s, sql, e))
     return e->code;
   w->has_anchor = anchor && !strcmp(anchor, head->hash);
   while ((code = sqlite3_step(s)) == SQLITE_ROW)
     walk_row(s, head, anchor, w);
   if (code != SQLITE_DONE)
-    r = sql_failed(d, "cannot read", e);
+    r = db_fail(&d->db, "cannot read", e);
   sqlite3_finalize(s);
   return r;
 }
@@ -521,13 +421,13 @@ static int walk_activations(struct audit_db *d, struct audit_walk *w, struct err
   sqlite3_stmt *s = NULL;
   int code, r = 0;
 
-  if (prepare(d, &s, sql, e))
+  if (db_prepare(&d->db, &s, sql, e))
     return e->code;
   code = sqlite3_step(s);
   if (code == SQLITE_ROW)
     find_fault(w, sqlite3_column_int64(s, 0), "is not what the table of activations says");
   else if (code != SQLITE_DONE)
-    r = sql_failed(d, "cannot read", e);
+    r = db_fail(&d->db, "cannot read", e);
   sqlite3_finalize(s);
   return r;
 }
@@ -538,7 +438,7 @@ int audit_db_walk(struct audit_db *d, const unsigned char *mac_key, const char *
   char kept[160], want[160];
 
   *w = (struct audit_walk){0};
-  if (exec(d, "BEGIN", "cannot read", e) || walk_records(d, &head, anchor, w, e) || read_meta(d, "head", kept, sizeof kept, e) ||
+  if (db_exec(&d->db, "BEGIN", "cannot read", e) || walk_records(d, &head, anchor, w, e) || read_meta(d, "head", kept, sizeof kept, e) ||
       (!w->bad && walk_activations(d, w, e)))
     return e->code;
   if (mac_key) {
@@ -550,5 +450,5 @@ int audit_db_walk(struct audit_db *d, const unsigned char *mac_key, const char *
   if (anchor && !w->has_anchor)
     find_fault(w, head.seq + 1, "is not there, nor is the hash you gave anywhere in the chain: records were cut off, or the log is another one");
   w->head = head;
-  return exec(d, "COMMIT", "cannot read", e);
+  return db_exec(&d->db, "COMMIT", "cannot read", e);
 }

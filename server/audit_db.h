@@ -1,5 +1,5 @@
 /*
- * audit_db.h - the SQLite side of the audit log: the chain in the file. audit_db.c is the only file that includes <sqlite3.h>.
+ * audit_db.h - the SQLite side of the audit log: the chain in the file.
  *
  *      meta        version, genesis (64 random digits that the first record chains to), head ("seq hash mac")
  *      record      seq 1, 2, ...; time and kind repeat what is in json; hash = BLAKE2b-256(hash of seq - 1 || json), both as the text they are

@@ -132,7 +132,7 @@ static int do_load(struct safety *s, struct command *c, struct err *e)
   if (!r)
     r = verifier_check(&s->verifier, s->policy, c->name, s->policy->adapter[i].digest, &b, &a, e);
   if (!r)
-    r = store_bytes(s->cfg->state, a->digest, &b, e);
+    r = safety_store_bytes(s->cfg->state, a->digest, &b, e);
   adapter_bytes_close(&b);
   if (r) {
     adapter_close(a);
@@ -167,7 +167,7 @@ static int store_set(struct safety *s, const struct set *set, struct err *e)
   for (int i = 0; i < set->n; i++) {
     const struct held *h = set->held[i];
     int at = policy_find_adapter(s->policy, h->name);
-    if (store_live(s->cfg->state, h->name, h->is_kept ? h->digest : NULL, s->entry[at].seen, e))
+    if (safety_store_live(s->cfg->state, h->name, h->is_kept ? h->digest : NULL, s->entry[at].seen, e))
       return e->code;
   }
   return 0;

@@ -91,10 +91,10 @@ static struct held *restore(struct safety *s, const struct policy *p, int i, con
 
   if (s->policy) /* only at the start */
     return NULL;
-  store_find(s->cfg->state, d->name, seen, digest);
+  safety_store_find(s->cfg->state, d->name, seen, digest);
   if (!*digest || (*d->digest && strcmp(d->digest, digest)))
     return NULL;
-  r = store_read(s->cfg->state, digest, &s->verifier, &b, &why);
+  r = safety_store_read(s->cfg->state, digest, &s->verifier, &b, &why);
   if (!r) {
     r = verifier_check(&s->verifier, p, d->name, digest, &b, &a, &why);
     adapter_bytes_close(&b);
@@ -321,7 +321,7 @@ static void install(struct safety *s, struct active *a, struct entry *entry, str
                 a->slot[i].live->stamp.requires_nothing ? ", WITHOUT ANY SAFETY (evaluation profile)" : "");
   }
   for (int i = 0; entry != s->entry && i < a->policy->n_adapters; i++) /* the policy's files are in force again */
-    if (entry[i].chosen && !entry[i].chosen->is_kept && store_live(s->cfg->state, entry[i].name, NULL, NULL, &(struct err){0}))
+    if (entry[i].chosen && !entry[i].chosen->is_kept && safety_store_live(s->cfg->state, entry[i].name, NULL, NULL, &(struct err){0}))
       log_event("what was loaded for adapter %s could not be forgotten", entry[i].name);
   if (old && entry != s->entry)
     entries_free(s, s->entry, s->policy->n_adapters);

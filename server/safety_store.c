@@ -15,36 +15,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "server/files.h"
+
 enum { PATH_BYTES = 2 * POLICY_PATH };
-
-static int write_all(int fd, const char *p, size_t n)
-{
-  while (n) {
-    ssize_t done = write(fd, p, n);
-    if (done < 0 && errno == EINTR)
-      continue;
-    if (done <= 0)
-      return -1;
-    p += done;
-    n -= (size_t)done;
-  }
-  return 0;
-}
-
-/* The folder's entries are durable only when the folder is. */
-static int sync_folder(const char *path)
-{
-  char folder[PATH_BYTES];
-  const char *slash = strrchr(path, '/');
-  int fd, r;
-
-  snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
-  fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  r = fd < 0 ? -1 : fsync(fd);
-  if (fd >= 0)
-    close(fd);
-  return r;
-}
 
 static int put_file(const char *path, const char *p, size_t n, struct err *e)
 {
@@ -53,35 +26,28 @@ static int put_file(const char *path, const char *p, size_t n, struct err *e)
 
   snprintf(new, sizeof new, "%s.new", path);
   fd = open(new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-  r = fd < 0 || write_all(fd, p, n) || fsync(fd) ? -1 : 0;
+  r = fd < 0 || files_write_all(fd, p, n) || fsync(fd) ? -1 : 0;
   if (fd >= 0 && close(fd))
     r = -1;
   if (!r)
-    r = rename(new, path) || sync_folder(path) ? -1 : 0;
+    r = rename(new, path) || files_sync_folder(path) ? -1 : 0;
   if (!r)
     return 0;
-  err_field(e, E_FILE, "state", "cannot keep %s: %s", path, strerror(errno));
+  err_field(e, files_error(errno), "state", "cannot keep %s: %s", path, strerror(errno));
   unlink(new);
   return e->code;
 }
 
-static int make_folder(const char *path, struct err *e)
-{
-  if (mkdir(path, 0700) && errno != EEXIST)
-    return err_field(e, E_FILE, "state", "cannot make %s: %s", path, strerror(errno));
-  return 0;
-}
-
-int store_bytes(const char *state, const char *digest, const struct adapter_bytes *b, struct err *e)
+int safety_store_bytes(const char *state, const char *digest, const struct adapter_bytes *b, struct err *e)
 {
   char path[PATH_BYTES];
 
   snprintf(path, sizeof path, "%s/adapters", state);
-  if (make_folder(path, e))
+  if (files_make_folder(path, e))
     return e->code;
   if (b->config.p) { /* PEFT keeps the scale beside the weights */
     snprintf(path, sizeof path, "%s/adapters/%s", state, digest);
-    if (make_folder(path, e))
+    if (files_make_folder(path, e))
       return e->code;
     snprintf(path, sizeof path, "%s/adapters/%s/adapter_config.json", state, digest);
     if (put_file(path, b->config.p, b->config.len, e))
@@ -98,7 +64,7 @@ int store_bytes(const char *state, const char *digest, const struct adapter_byte
   return 0;
 }
 
-int store_live(const char *state, const char *name, const char *digest, const char *seen, struct err *e)
+int safety_store_live(const char *state, const char *name, const char *digest, const char *seen, struct err *e)
 {
   char path[PATH_BYTES], text[160];
 
@@ -112,7 +78,7 @@ int store_live(const char *state, const char *name, const char *digest, const ch
   return put_file(path, text, strlen(text), e);
 }
 
-void store_find(const char *state, const char *name, const char *seen, char digest[65])
+void safety_store_find(const char *state, const char *name, const char *seen, char digest[65])
 {
   char path[PATH_BYTES], text[131] = "";
   ssize_t n;
@@ -132,7 +98,7 @@ void store_find(const char *state, const char *name, const char *seen, char dige
   }
 }
 
-int store_read(const char *state, const char *digest, const struct verifier *v, struct adapter_bytes *b, struct err *e)
+int safety_store_read(const char *state, const char *digest, const struct verifier *v, struct adapter_bytes *b, struct err *e)
 {
   struct policy here = {0}; /* the store is a folder of adapters like the policy's */
   char path[PATH_BYTES], real[PATH_MAX];

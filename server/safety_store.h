@@ -13,12 +13,12 @@
 #include "server/safety_verify.h"
 
 /* Writes the bytes of an adapter with this digest, durably. */
-MUST_CHECK int store_bytes(const char *state, const char *digest, const struct adapter_bytes *b, struct err *e);
+MUST_CHECK int safety_store_bytes(const char *state, const char *digest, const struct adapter_bytes *b, struct err *e);
 /* Remembers that the adapter called name is live with this digest, over a policy's file with the hash `seen`; digest NULL: that it is the policy's file. */
-MUST_CHECK int store_live(const char *state, const char *name, const char *digest, const char *seen, struct err *e);
+MUST_CHECK int safety_store_live(const char *state, const char *name, const char *digest, const char *seen, struct err *e);
 /* The digest that was live under name while the policy's path held `seen`; "" when there was none. */
-void store_find(const char *state, const char *name, const char *seen, char digest[65]);
-/* Reads back what store_bytes wrote; as verifier_read. */
-MUST_CHECK int store_read(const char *state, const char *digest, const struct verifier *v, struct adapter_bytes *b, struct err *e);
+void safety_store_find(const char *state, const char *name, const char *seen, char digest[65]);
+/* Reads back what safety_store_bytes wrote; as verifier_read. */
+MUST_CHECK int safety_store_read(const char *state, const char *digest, const struct verifier *v, struct adapter_bytes *b, struct err *e);
 
 #endif
