@@ -27,6 +27,7 @@
 
 #include "server/audit_db.h"
 #include "server/log.h"
+#include "server/metrics.h"
 #include "server/thread.h"
 
 enum { NOTES_MAX = 4096, NOTES_BYTES = 16 << 20, RECENT_MAX = 64 << 20 };
@@ -216,6 +217,7 @@ static void finish_batch(struct audit *a, struct entry *line, const struct err *
     free(t);
   }
   a->lost += (uint64_t)lost;
+  metric_add(METRIC_AUDIT_LOST, 0, (uint64_t)lost);
   pthread_cond_broadcast(&a->done);
   lock_drop(&a->lock);
   if (lost)
@@ -311,6 +313,7 @@ int audit_note(struct audit *a, const struct audit_record *r, struct err *e)
     put(a, t);
   }
   a->lost += (uint64_t)full;
+  metric_add(METRIC_AUDIT_LOST, 0, (uint64_t)full);
   lock_drop(&a->lock);
   if (!full)
     return 0;

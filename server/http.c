@@ -25,6 +25,8 @@
 #include "proto/openai.h"
 #include "server/encode.h"
 #include "server/log.h"
+#include "server/metrics.h"
+#include "server/metrics_page.h"
 #include "server/page.h"
 #include "server/version.h"
 
@@ -223,6 +225,22 @@ static enum MHD_Result answer_page(struct exchange *x, const struct page_file *f
   return send_answer(x, same ? 304 : 200, page_type(f), r, f->len);
 }
 
+static enum MHD_Result answer_metrics(struct http *h, struct MHD_Connection *c, struct exchange *x)
+{
+  struct MHD_Response *r;
+  struct buf b;
+  size_t len;
+
+  (void)c;
+  buf_init(&b, METRICS_PAGE_MAX);
+  if (metrics_page(&b, h->worker, &x->err)) {
+    buf_close(&b);
+    return send_error(x);
+  }
+  r = response_take(&b, &len);
+  return send_answer(x, 200, METRICS_PAGE_TYPE, r, len);
+}
+
 /* ---- a picture ---- */
 
 /* How much the client likes this media type: the q of its exact entry in Accept, 0 when it is not named. */
@@ -382,6 +400,7 @@ static void record_refusal(struct exchange *x)
   };
   struct err ignored = {0};
 
+  metric_refuse(x->err.code);
   if (x->err.code == E_BUSY || x->err.code == E_NOTREADY || x->err.code == E_CANCEL || x->err.code == E_TIMEOUT)
     return;
   snprintf(reason, sizeof reason, "%s", x->err.msg);
@@ -476,6 +495,7 @@ static const struct route routes[] = {
     {"/v1/models", "GET", answer_models},
     {"/healthz", "GET", answer_health},
     {"/readyz", "GET", answer_ready},
+    {"/metrics", "GET", answer_metrics},
 };
 
 static int is_get(const char *method)
@@ -569,6 +589,7 @@ static enum MHD_Result begin(struct http *h, struct MHD_Connection *c, const cha
     return MHD_NO;
   *cls = x;
   atomic_fetch_add(&h->exchanges, 1);
+  metric_move(METRIC_IN_FLIGHT, 0, 1);
   x->h = h;
   x->connection = c;
   x->watch_at = connection_entry(c);
@@ -635,7 +656,9 @@ static void on_connection(void *cls, struct MHD_Connection *c, void **ctx, enum 
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
     at = watch_add(&h->watch, info->connect_fd, from_now(h->cfg->client_s));
     *ctx = (void *)(intptr_t)(at + 1);
+    metric_move(METRIC_CONNECTIONS, 0, 1);
   } else {
+    metric_move(METRIC_CONNECTIONS, 0, -1);
     watch_remove(&h->watch, (int)(intptr_t)*ctx - 1);
   }
 }
@@ -671,6 +694,8 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls, en
                                                            : "the client did not send the whole request";
   l->total_ms = (double)(clock_ns() - x->start_ns) / 1e6;
   log_request(l);
+  metric_request(x->route || x->err.code ? metric_surface_of(x->path) : SURFACE_PAGE, l->status, clock_ns() - x->start_ns);
+  metric_move(METRIC_IN_FLIGHT, 0, -1);
   free(x->prompt);
   buf_close(&x->body);
   if (x->job)

@@ -343,6 +343,18 @@ int safety_pin(struct safety *s, struct safety_target *t, struct generation **g,
   return l || *stale ? 0 : e->code;
 }
 
+int safety_current(struct safety *s, struct safety_stamp *out, int cap)
+{
+  const struct active *a = active_enter(s);
+  int n = 0;
+
+  for (int i = 0; a && i < a->policy->n_profiles && n < cap; i++)
+    if (a->slot[i].live)
+      out[n++] = a->slot[i].live->stamp;
+  active_leave(s);
+  return n;
+}
+
 uint64_t safety_swaps(const struct safety *s)
 {
   return atomic_load(&s->swaps);

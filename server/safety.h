@@ -111,6 +111,8 @@ struct safety_generation_status {
 int safety_is_style(struct safety *s, const char *name);
 int safety_adapters(struct safety *s, struct safety_adapter_status *out, int cap);       /* how many there are */
 int safety_generations(struct safety *s, struct safety_generation_status *out, int cap); /* current ones first, then retiring and history */
+/* The live generation of each profile, in the policy's order; how many there are, at most cap. Takes no lock, waits for nobody. */
+int safety_current(struct safety *s, struct safety_stamp *out, int cap);
 uint64_t safety_swaps(const struct safety *s);
 
 #endif
