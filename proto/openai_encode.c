@@ -58,7 +58,7 @@ int openai_status(int code)
 /* Appends root as compact JSON and drops it. skip: bytes of its text to leave out, to splice objects. */
 static int add_json(struct buf *out, json_t *root, size_t skip, struct err *e)
 {
-  char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(7)) : NULL;
+  char *text = root ? json_dumps(root, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(7)) : NULL;
   int r;
 
   json_decref(root);
@@ -77,16 +77,24 @@ static json_t *text_json(const char *s)
   return v ? v : json_string("(not valid UTF-8)");
 }
 
+const char *openai_error_name(int code, const char *field)
+{
+  if (code == E_NOTFOUND && !strcmp(field, "model"))
+    return "model_not_found"; /* the code that OpenAI's clients look for */
+  return statuses[status_row(code)].name;
+}
+
 int openai_encode_error(struct buf *out, const struct err *what, struct err *e)
 {
-  int row = status_row(what->code);
-  const char *name = statuses[row].name;
-
-  if (what->code == E_NOTFOUND && !strcmp(what->field, "model"))
-    name = "model_not_found"; /* the code that OpenAI's clients look for */
-  return add_json(out, json_pack("{s:{s:o,s:s,s:o,s:s}}", "error", "message", text_json(what->msg), "type", statuses[row].type,
-                                 "param", *what->field ? text_json(what->field) : json_null(), "code", name),
+  return add_json(out, json_pack("{s:{s:o,s:s,s:o,s:s}}", "error", "message", text_json(what->msg), "type",
+                                 statuses[status_row(what->code)].type, "param", *what->field ? text_json(what->field) : json_null(),
+                                 "code", openai_error_name(what->code, what->field)),
                   0, e);
+}
+
+const char *openai_format_name(enum image_format format)
+{
+  return format == IMAGE_JPEG ? "jpeg" : format == IMAGE_WEBP ? "webp" : "png";
 }
 
 static json_t *times_json(const struct stage_times *t)
@@ -121,30 +129,105 @@ static json_t *recipe_json(const struct openai_result *r)
                    optional_json(p->profile), "styles", optional_json(p->styles), "requires_nothing", p->requires_nothing);
 }
 
+/* One entry of data: the file as base64 or where it is. */
+static int add_picture(struct buf *out, const struct openai_picture *p, const struct recipe *recipe, struct err *e)
+{
+  if (p->url) {
+    if (buf_add_str(out, "{\"b64_json\":null,\"url\":", e) || add_json(out, text_json(p->url), 0, e))
+      return e->code;
+  } else if (buf_add_str(out, "{\"b64_json\":\"", e) || base64_encode(out, p->file, p->len, e) || buf_add_str(out, "\",\"url\":null", e)) {
+    return e->code;
+  }
+  if (buf_addf(out, e, ",\"revised_prompt\":null,\"seed\":%llu,\"safelight\":", (unsigned long long)p->seed) ||
+      add_json(out, drawn_under_json(recipe), 0, e))
+    return e->code;
+  return buf_add_str(out, "}", e);
+}
+
+static json_t *usage_json(int text_tokens, int image_tokens)
+{
+  return json_pack("{s:i,s:{s:i,s:i},s:i,s:i,s:{s:i,s:i}}", "input_tokens", text_tokens, "input_tokens_details", "text_tokens", text_tokens,
+                   "image_tokens", 0, "output_tokens", image_tokens, "total_tokens", text_tokens + image_tokens, "output_tokens_details",
+                   "image_tokens", image_tokens, "text_tokens", 0);
+}
+
 int openai_encode_result(struct buf *out, const struct openai_result *r, struct err *e)
 {
-  const struct recipe *p = r->recipe;
   char size[32];
 
   if (buf_addf(out, e, "{\"created\":%lld,\"data\":[", (long long)r->created))
     return e->code;
   for (int i = 0; i < r->n; i++)
-    if (buf_add_str(out, i ? ",{\"b64_json\":\"" : "{\"b64_json\":\"", e) ||
-        base64_encode(out, r->picture[i].png, r->picture[i].len, e) ||
-        buf_addf(out, e, "\",\"url\":null,\"revised_prompt\":null,\"seed\":%llu,\"safelight\":",
-                 (unsigned long long)r->picture[i].seed) ||
-        add_json(out, drawn_under_json(p), 0, e) || buf_add_str(out, "}", e))
+    if ((i && buf_add_str(out, ",", e)) || add_picture(out, &r->picture[i], r->recipe, e))
       return e->code;
   if (buf_add_str(out, "],", e))
     return e->code;
-  snprintf(size, sizeof size, "%dx%d", p->width, p->height);
+  snprintf(size, sizeof size, "%dx%d", r->recipe->width, r->recipe->height);
   return add_json(out,
-                  json_pack("{s:s,s:s,s:s,s:s,s:{s:i,s:{s:i,s:i},s:i,s:i,s:{s:i,s:i}},s:o}", "background", "opaque",
-                            "output_format", "png", "quality", "auto", "size", size, "usage", "input_tokens", r->text_tokens,
-                            "input_tokens_details", "text_tokens", r->text_tokens, "image_tokens", 0, "output_tokens",
-                            r->image_tokens, "total_tokens", r->text_tokens + r->image_tokens, "output_tokens_details",
-                            "image_tokens", r->image_tokens, "text_tokens", 0, "safelight", recipe_json(r)),
+                  json_pack("{s:s,s:s,s:s,s:s,s:o,s:o}", "background", "opaque", "output_format", openai_format_name(r->format), "quality", "auto",
+                            "size", size, "usage", usage_json(r->text_tokens, r->image_tokens), "safelight", recipe_json(r)),
                   1, e);
+}
+
+/* ---- events of a stream ---- */
+
+/* The part of an event that its pictures share, between the base64 and the end. */
+static json_t *event_json(const struct openai_event *v)
+{
+  char size[32];
+
+  snprintf(size, sizeof size, "%dx%d", v->width, v->height);
+  return json_pack("{s:I,s:s,s:s,s:s,s:s}", "created_at", (json_int_t)v->created, "size", size, "quality", "auto", "background", "opaque",
+                   "output_format", openai_format_name(v->format));
+}
+
+static int begin_event(struct buf *out, const struct openai_event *v, const char *kind, struct err *e)
+{
+  const char *route = v->is_edit ? "image_edit" : "image_generation";
+
+  return buf_addf(out, e, "event: %s.%s\ndata: {\"type\":\"%s.%s\",\"b64_json\":\"", route, kind, route, kind) ||
+                 base64_encode(out, v->file, v->len, e) || buf_add_str(out, "\",", e)
+             ? e->code
+             : 0;
+}
+
+int openai_encode_partial(struct buf *out, const struct openai_event *v, int partial, struct err *e)
+{
+  json_t *rest = event_json(v);
+
+  if (rest && (json_object_set_new(rest, "partial_image_index", json_integer(partial)) ||
+               json_object_set_new(rest, "picture_index", json_integer(v->picture)))) {
+    json_decref(rest);
+    rest = NULL;
+  }
+  if (begin_event(out, v, "partial_image", e)) {
+    json_decref(rest);
+    return e->code;
+  }
+  return add_json(out, rest, 1, e) || buf_add_str(out, "\n\n", e) ? e->code : 0;
+}
+
+int openai_encode_completed(struct buf *out, const struct openai_event *v, const struct openai_result *r, struct err *e)
+{
+  json_t *rest = event_json(v);
+
+  if (rest && (json_object_set_new(rest, "picture_index", json_integer(v->picture)) ||
+               json_object_set_new(rest, "seed", json_integer((json_int_t)r->recipe->seed)) ||
+               json_object_set_new(rest, "usage", usage_json(r->text_tokens, r->image_tokens)) ||
+               json_object_set_new(rest, "safelight", recipe_json(r)))) {
+    json_decref(rest);
+    rest = NULL;
+  }
+  if (begin_event(out, v, "completed", e)) {
+    json_decref(rest);
+    return e->code;
+  }
+  return add_json(out, rest, 1, e) || buf_add_str(out, "\n\n", e) ? e->code : 0;
+}
+
+int openai_encode_error_event(struct buf *out, const struct err *what, struct err *e)
+{
+  return buf_add_str(out, "event: error\ndata: ", e) || openai_encode_error(out, what, e) || buf_add_str(out, "\n\n", e) ? e->code : 0;
 }
 
 static json_t *limits_json(const struct openai_model *m)

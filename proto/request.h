@@ -22,6 +22,13 @@ enum {
   REQUEST_LORA_NAME = 64
 };
 
+/* Forms of an answer that a decoder refuses, by name, unless the server offers them. */
+enum {
+  REQUEST_OFFERS_FORMATS = 1, /* JPEG and WebP */
+  REQUEST_OFFERS_URL = 2,
+  REQUEST_OFFERS_STREAM = 4
+};
+
 /* Bounds and defaults of this server; filled from the configuration and the model at start. */
 struct request_limits {
   int default_size, size_multiple, max_size;  /* pixels a side */
@@ -30,6 +37,7 @@ struct request_limits {
   int max_n;
   char default_sampler[REQUEST_SAMPLER_MAX];
   char model[REQUEST_MODEL_MAX];              /* the only model served */
+  unsigned offers;                            /* REQUEST_OFFERS_*: what else than PNG files in JSON this server sends */
 };
 
 /* A style adapter by the name that the operator gave it. What it may be, and how far, is his policy. */
@@ -75,6 +83,9 @@ struct request {
   uint8_t *mask;                              /* width*height, 255: draw anew, 0: keep; NULL: all of it is drawn anew */
   float strength;                             /* 0..1: which share of the steps is done on init; 1 without init */
 };
+
+/* The request of a client who says nothing; width and height are 0 until somebody does. */
+void request_init(struct request *r, const struct request_limits *lim);
 
 /* Frees what a request holds beside itself; takes a zeroed one. */
 void request_close(struct request *r);

@@ -62,7 +62,7 @@ static int encode_json(struct encoder *n, struct job *j, const struct buf *png, 
   };
 
   for (int i = 0; i < j->req.n; i++)
-    pic[i] = (struct openai_picture){png[i].p, png[i].len, j->pic[i].seed};
+    pic[i] = (struct openai_picture){.file = png[i].p, .len = png[i].len, .seed = j->pic[i].seed};
   return openai_encode_result(&j->body, &res, e);
 }
 

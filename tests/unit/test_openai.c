@@ -28,12 +28,13 @@ static const struct request_limits limits = {
 };
 
 static struct request r;
+static struct request_limits lim; /* limits, and what a test's server offers */
 
 static int decode(const char *body, struct err *e)
 {
   *e = (struct err){0};
   memset(&r, 0x55, sizeof r); /* nothing may be left as it was */
-  return openai_decode(&r, body, strlen(body), &limits, e);
+  return openai_decode(&r, body, strlen(body), &lim, e);
 }
 
 static void good(const char *body)
@@ -191,7 +192,7 @@ static void test_words(void **state)
   bad("{\"prompt\":\"a\",\"output_format\":\"jpeg\"}", "output_format", "png");
   bad("{\"prompt\":\"a\",\"stream\":true}", "stream", "not supported yet");
   bad("{\"prompt\":\"a\",\"stream\":1}", "stream", "true or false");
-  bad("{\"prompt\":\"a\",\"partial_images\":2}", "partial_images", "streaming");
+  bad("{\"prompt\":\"a\",\"partial_images\":2}", "partial_images", "needs stream");
   bad("{\"prompt\":\"a\",\"partial_images\":4}", "partial_images", "between 0 and 3");
   bad("{\"prompt\":\"a\",\"output_compression\":101}", "output_compression", "between 0 and 100");
   bad("{\"prompt\":\"a\",\"quality\":\"best\"}", "quality", "auto|low");
@@ -203,6 +204,88 @@ static void test_words(void **state)
   bad("{\"prompt\":\"a\",\"metadata\":1}", "metadata", "object");
   bad_code("{\"prompt\":\"a\",\"model\":\"dall-e-3\"}", E_NOTFOUND, "model", "\"emoji\"");
   bad("{\"prompt\":\"a\",\"model\":1}", "model", "string");
+}
+
+/* What a server offers beyond PNG in JSON. */
+static void test_offers(void **state)
+{
+  (void)state;
+  lim.offers = REQUEST_OFFERS_FORMATS | REQUEST_OFFERS_URL | REQUEST_OFFERS_STREAM;
+  good("{\"prompt\":\"a\",\"output_format\":\"webp\",\"output_compression\":80,\"response_format\":\"url\"}");
+  assert_int_equal(r.format, IMAGE_WEBP);
+  assert_int_equal(r.quality, 80);
+  assert_int_equal(r.reply, REPLY_URL);
+  good("{\"prompt\":\"a\",\"output_format\":\"jpeg\",\"output_compression\":0}");
+  assert_int_equal(r.format, IMAGE_JPEG);
+  assert_int_equal(r.quality, 1);
+  assert_int_equal(r.reply, REPLY_JSON);
+  good("{\"prompt\":\"a\",\"stream\":true,\"partial_images\":3,\"response_format\":\"b64_json\"}");
+  assert_int_equal(r.reply, REPLY_STREAM);
+  assert_int_equal(r.previews, 3);
+  good("{\"prompt\":\"a\",\"stream\":false,\"partial_images\":0}");
+  assert_int_equal(r.reply, REPLY_JSON);
+  assert_true(r.format == IMAGE_PNG && r.quality == 0 && r.previews == 0 && r.strength == 1);
+  bad("{\"prompt\":\"a\",\"stream\":true,\"response_format\":\"url\"}", "response_format", "b64_json");
+  bad("{\"prompt\":\"a\",\"stream\":false,\"partial_images\":1}", "partial_images", "needs stream");
+  bad("{\"prompt\":\"a\",\"output_format\":\"gif\"}", "output_format", "png|jpeg|webp");
+  bad("{\"prompt\":\"a\",\"strength\":0.5}", "strength", "unknown field");
+  lim.offers = 0;
+}
+
+/* ---- jobs: the same fields, no stream, a first picture in the JSON ---- */
+
+static struct first first;
+
+static int decode_job(const char *body, struct err *e)
+{
+  *e = (struct err){0};
+  memset(&r, 0x55, sizeof r);
+  return openai_decode_job(&r, &first, body, strlen(body), &lim, e);
+}
+
+static void bad_job(const char *body, const char *field, const char *text)
+{
+  struct err e;
+
+  if (!decode_job(body, &e))
+    fail_msg("%s\n  was accepted", body);
+  if (e.code != E_ARG || strcmp(e.field, field) || !strstr(e.msg, text))
+    fail_msg("%s\n  gave field \"%s\", \"%s\"", body, e.field, e.msg);
+  assert_null(first.file[FIRST_INIT].p);
+}
+
+static void test_jobs(void **state)
+{
+  struct err e;
+
+  (void)state;
+  assert_int_equal(decode_job("{\"prompt\":\"a\",\"partial_images\":2,\"metadata\":{\"k\":1}}", &e), 0);
+  assert_int_equal(r.reply, REPLY_URL);
+  assert_int_equal(r.previews, 2);
+  assert_true(r.width == 128 && r.strength == 1);
+  assert_null(first.file[FIRST_INIT].p);
+  assert_int_equal(decode_job("{\"prompt\":\"a\",\"image\":\"data:image/png;base64,Zm9v\",\"response_format\":\"b64_json\"}", &e), 0);
+  assert_int_equal(r.reply, REPLY_JSON);
+  assert_true(r.width == 0 && r.strength == 0.75f); /* first_decode says the size */
+  assert_int_equal(first.file[FIRST_INIT].len, 3);
+  assert_memory_equal(first.file[FIRST_INIT].p, "foo", 3);
+  first_close(&first);
+  assert_int_equal(decode_job("{\"prompt\":\"a\",\"mask\":\"Zm9v\",\"image\":\"Zm9v\",\"size\":\"64x64\"}", &e), 0);
+  assert_true(r.width == 64 && r.strength == 1);
+  first_close(&first);
+  assert_int_equal(decode_job("{\"prompt\":\"a\",\"strength\":0.25,\"image\":\"Zm9v\"}", &e), 0);
+  assert_true(r.strength == 0.25f);
+  first_close(&first);
+  bad_job("{\"prompt\":\"a\",\"stream\":true}", "stream", "events");
+  bad_job("{\"prompt\":\"a\",\"image\":\"Zm9\"}", "image", "base64");
+  bad_job("{\"prompt\":\"a\",\"image\":\"\"}", "image", "base64");
+  bad_job("{\"prompt\":\"a\",\"image\":7}", "image", "base64");
+  bad_job("{\"prompt\":\"a\",\"image\":\"Zm9v\",\"steps\":0}", "steps", "between"); /* and gives the picture back */
+  bad_job("{\"prompt\":\"a\",\"mask\":\"Zm9v\"}", "mask", "needs an image");
+  bad_job("{\"prompt\":\"a\",\"strength\":0.5}", "strength", "needs an image");
+  bad_job("{\"prompt\":\"a\",\"image\":\"Zm9v\",\"strength\":1.01}", "strength", "between 0 and 1");
+  bad_job("{\"prompt\":\"a\",\"input_fidelity\":\"low\"}", "input_fidelity", "unknown");
+  bad_job("{\"prompt\":\"a\",\"safety\":false}", "safety", "policy");
 }
 
 static void test_unknown_and_safety(void **state)
@@ -282,12 +365,12 @@ static void test_not_json(void **state)
 static void test_result(void **state)
 {
   static const char png[] = "\x89PNG any bytes";
-  const struct openai_picture pic[2] = {{png, sizeof png - 1, 7}, {png, 2, 8}};
+  const struct openai_picture pic[2] = {{.file = png, .len = sizeof png - 1, .seed = 7}, {.file = png, .len = 2, .seed = 8}};
   const struct recipe recipe = {.prompt = "p", .negative = "n\"\\", .sampler = "euler", .sampler_label = "Euler", .model = "emoji",
                                 .model_digest = "ab", .version = "1", .seed = 7, .steps = 3, .width = 64, .height = 72,
                                 .guidance = 2.5f, .generation_id = "7-3fa9c1d2", .generation_digest = "3fa9c1d2", .profile = "default"};
   const struct stage_times times = {.queue = 1, .unet = 2.5, .total = 4};
-  struct openai_result res = {pic, 2, 1234, 5, 144, "req_1", &recipe, &times};
+  struct openai_result res = {pic, 2, 1234, 5, 144, "req_1", &recipe, &times, IMAGE_PNG};
   struct buf b;
   struct err e = {0};
   json_t *j, *d;
@@ -323,6 +406,85 @@ static void test_result(void **state)
   buf_close(&b);
 }
 
+/* The data of each event of a stream, which must be whole lines of one object. */
+static json_t *event_data(const char *text, const char *name)
+{
+  char head[80];
+  json_t *j;
+
+  snprintf(head, sizeof head, "event: %s\ndata: {", name);
+  assert_memory_equal(text, head, strlen(head));
+  text += strlen(head) - 1;
+  assert_string_equal(strchr(text, '\n'), "\n\n"); /* one line, one empty line, nothing else */
+  j = json_loadb(text, strcspn(text, "\n"), JSON_REJECT_DUPLICATES, NULL);
+  assert_non_null(j);
+  return j;
+}
+
+static void test_events(void **state)
+{
+  const struct recipe recipe = {.prompt = "p\n", .negative = "", .sampler = "euler", .sampler_label = "Euler", .model = "emoji",
+                                .model_digest = "ab", .version = "1", .seed = 7, .steps = 3, .width = 64, .height = 72};
+  const struct stage_times times = {.total = 4};
+  struct openai_result res = {NULL, 0, 1234, 5, 144, "req_1", &recipe, &times, IMAGE_JPEG};
+  struct openai_event v = {.file = "foo", .len = 3, .format = IMAGE_JPEG, .width = 64, .height = 72, .picture = 1, .created = 99};
+  struct err e = {0}, what = {0};
+  struct buf b;
+  json_t *j;
+
+  (void)state;
+  buf_init(&b, 1 << 16);
+  assert_int_equal(openai_encode_partial(&b, &v, 2, &e), 0);
+  j = event_data(b.p, "image_generation.partial_image");
+  assert_string_equal(json_string_value(json_object_get(j, "type")), "image_generation.partial_image");
+  assert_string_equal(json_string_value(json_object_get(j, "b64_json")), "Zm9v");
+  assert_string_equal(json_string_value(json_object_get(j, "size")), "64x72");
+  assert_string_equal(json_string_value(json_object_get(j, "output_format")), "jpeg");
+  assert_int_equal(json_integer_value(json_object_get(j, "partial_image_index")), 2);
+  assert_int_equal(json_integer_value(json_object_get(j, "picture_index")), 1);
+  assert_int_equal(json_integer_value(json_object_get(j, "created_at")), 99);
+  json_decref(j);
+  b.len = 0;
+  v.is_edit = 1;
+  assert_int_equal(openai_encode_completed(&b, &v, &res, &e), 0);
+  j = event_data(b.p, "image_edit.completed");
+  assert_int_equal(json_integer_value(json_object_get(json_object_get(j, "usage"), "total_tokens")), 149);
+  assert_int_equal(json_integer_value(json_object_get(j, "seed")), 7);
+  assert_null(json_object_get(j, "partial_image_index"));
+  json_decref(j);
+  b.len = 0;
+  err_set(&what, E_BUSY, "two\nlines");
+  assert_int_equal(openai_encode_error_event(&b, &what, &e), 0);
+  j = event_data(b.p, "error");
+  assert_string_equal(json_string_value(json_object_get(json_object_get(j, "error"), "code")), "queue_full");
+  json_decref(j);
+  buf_close(&b);
+}
+
+/* Addresses instead of files. */
+static void test_urls(void **state)
+{
+  const struct openai_picture pic = {.seed = 7, .url = "/v1/files/\"x"};
+  const struct recipe recipe = {.prompt = "", .negative = "", .sampler = "", .sampler_label = "", .model = "", .model_digest = "",
+                                .version = ""};
+  const struct stage_times times = {0};
+  struct openai_result res = {&pic, 1, 0, 0, 0, "", &recipe, &times, IMAGE_WEBP};
+  struct err e = {0};
+  struct buf b;
+  json_t *j, *d;
+
+  (void)state;
+  buf_init(&b, 1 << 16);
+  assert_int_equal(openai_encode_result(&b, &res, &e), 0);
+  j = json_loads(b.p, JSON_REJECT_DUPLICATES, NULL);
+  d = json_array_get(json_object_get(j, "data"), 0);
+  assert_string_equal(json_string_value(json_object_get(d, "url")), "/v1/files/\"x");
+  assert_true(json_is_null(json_object_get(d, "b64_json")));
+  assert_string_equal(json_string_value(json_object_get(j, "output_format")), "webp");
+  json_decref(j);
+  buf_close(&b);
+}
+
 /* Every length modulo 3, against jansson and a decoder written the other way round. */
 static void test_base64(void **state)
 {
@@ -336,8 +498,8 @@ static void test_base64(void **state)
   for (size_t i = 0; i < sizeof data; i++)
     data[i] = (char)(i * 2654435761u >> 11);
   for (size_t len = 0; len < sizeof data; len = len < 8 ? len + 1 : len + 1021) {
-    const struct openai_picture pic = {data, len, 0};
-    struct openai_result res = {&pic, 1, 0, 0, 0, "", &recipe, &times};
+    const struct openai_picture pic = {.file = data, .len = len};
+    struct openai_result res = {&pic, 1, 0, 0, 0, "", &recipe, &times, IMAGE_PNG};
     struct buf b;
     buf_init(&b, 1 << 16);
     assert_int_equal(openai_encode_result(&b, &res, &e), 0);
@@ -416,10 +578,12 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_defaults), cmocka_unit_test(test_everything), cmocka_unit_test(test_null_is_absent),
       cmocka_unit_test(test_prompt),   cmocka_unit_test(test_bounds),     cmocka_unit_test(test_size),
-      cmocka_unit_test(test_words),    cmocka_unit_test(test_unknown_and_safety), cmocka_unit_test(test_loras), cmocka_unit_test(test_not_json),
+      cmocka_unit_test(test_words),    cmocka_unit_test(test_offers),     cmocka_unit_test(test_jobs),
+      cmocka_unit_test(test_unknown_and_safety), cmocka_unit_test(test_loras), cmocka_unit_test(test_not_json),
       cmocka_unit_test(test_result),   cmocka_unit_test(test_base64),     cmocka_unit_test(test_errors),
-      cmocka_unit_test(test_models),
+      cmocka_unit_test(test_models),   cmocka_unit_test(test_events),     cmocka_unit_test(test_urls),
   };
 
+  lim = limits;
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -64,7 +64,7 @@ def test_every_field_is_known(daemon):
     """The fields in the file are those of the decoder: each one with a wrong value is refused for its value, not its name."""
     fields = set(re.findall(r"^        (\w+): ", section(section(OPENAPI, "ImageRequest", 4), "properties", 6), re.M))
     source = (ROOT / "proto/openai.c").read_text()
-    table = re.search(r"\} fields\[\] = \{(.*?)\n\};", source, re.S).group(1)
+    table = re.search(r"const struct field fields\[\] = \{(.*?)\n\};", source, re.S).group(1)
     assert fields == set(re.findall(r'\{"(\w+)",', table))
     for field in fields:
         wrong = [] if field not in ("metadata", "loras") else 1

@@ -1,0 +1,50 @@
+/*
+ * first.h - the first picture of image-to-image and its mask, on their way from a body's bytes to struct request.
+ *
+ * Decoding a body is quick and done where it arrives; decoding a picture takes milliseconds and may be done on another thread. So the decoders of
+ * surfaces leave the files here, and first_decode makes pixels of them.
+ *
+ * Called by the decoders in proto/ (fill), server/ (first_decode, first_close). Threads: plain data, owned by whoever holds it.
+ */
+#ifndef SAFELIGHT_PROTO_FIRST_H
+#define SAFELIGHT_PROTO_FIRST_H
+
+#include "proto/field.h"
+
+enum { FIRST_INIT, FIRST_MASK, FIRST_FILES };
+
+struct first_file {
+  const uint8_t *p;         /* an encoded picture; NULL: there is none */
+  size_t len;
+  uint8_t *owned;           /* p when it is malloc'ed and this file's; NULL when p borrows from the body */
+  char field[24];           /* what the client calls it, for refusals */
+};
+
+/* Which pixels of a mask are drawn anew. */
+enum first_mask {
+  FIRST_MASK_ALPHA,         /* transparent ones, as OpenAI has it */
+  FIRST_MASK_LIGHT          /* white ones, as A1111 has it */
+};
+
+/* How a picture of another shape becomes one of the request's. */
+enum first_fit {
+  FIRST_STRETCH,
+  FIRST_CROP                /* the middle of it, as large as the shape allows */
+};
+
+struct first {
+  struct first_file file[FIRST_FILES];
+  enum first_mask mask;
+  enum first_fit fit;
+  int is_inverted;          /* the mask says what to keep */
+  float blur;               /* standard deviation in pixels that the mask's edge is softened by; 0: none */
+  int is_filled;            /* what is drawn anew starts from the colours around it, not from what is there */
+};
+
+void first_init(struct first *f);
+void first_close(struct first *f); /* takes a zeroed one and a closed one */
+
+/* Decodes a field's base64 into file which (FIRST_INIT, FIRST_MASK) of f. E_ARG when it is no base64 or given before, E_NOMEM. */
+MUST_CHECK int first_take(struct first *f, int which, const struct field_in *in, struct err *e);
+
+#endif
