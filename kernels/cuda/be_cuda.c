@@ -31,15 +31,17 @@ int cuda_check(int code, const char *what, struct err *e)
 
 static int grow(void **p, size_t *have, size_t bytes, struct err *e)
 {
+  int r;
+
   if (*p && bytes <= *have)
     return 0;
   (void)cudaFree(*p); /* waits for what still uses it */
   *p = NULL;
   *have = 0;
-  if (cuda_check(cudaMalloc(p, bytes), "working memory on the GPU", e))
-    return e ? e->code : E_NOMEM;
-  *have = bytes;
-  return 0;
+  r = cuda_check(cudaMalloc(p, bytes), "working memory on the GPU", e);
+  if (!r)
+    *have = bytes;
+  return r;
 }
 
 int cuda_scratch(struct cuda *c, size_t bytes, void **p, struct err *e)
@@ -141,13 +143,15 @@ static int cuda_open_lane(struct be *lane, struct be *be, int threads, struct er
 
 static int cuda_mem_alloc(struct be *be, size_t bytes, void **p, struct err *e)
 {
+  int code = cudaMalloc(p, bytes);
+
   (void)be;
-  *p = NULL;
-  if (cudaMalloc(p, bytes)) {
-    (void)cudaGetLastError();
-    return err_set(e, E_NOMEM, "no %zu bytes are left on the GPU", bytes);
-  }
-  return 0;
+  if (code)
+    *p = NULL;
+  if (code != cudaErrorMemoryAllocation)
+    return cuda_check(code, "memory on the GPU", e);
+  (void)cudaGetLastError();
+  return err_set(e, E_NOMEM, "no %zu bytes are left on the GPU", bytes);
 }
 
 static void cuda_mem_free(struct be *be, void *p)

@@ -41,6 +41,8 @@ void gpu_dnn_close(struct gpu_dnn *d); /* takes NULL */
 MUST_CHECK int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e);
 /* o = softmax(scale q k^T) v, head by head. Enqueues. */
 MUST_CHECK int gpu_dnn_attention(struct gpu_dnn *d, cudaStream_t s, const struct gpu_attention *a, struct err *e);
+/* Changes whenever memory or kernels that earlier calls used have gone: what was captured before does not run any more. */
+long gpu_dnn_epoch(const struct gpu_dnn *d);
 /* Name and version, for people. */
 void gpu_dnn_version(char *text, size_t size);
 

@@ -47,6 +47,7 @@ static __global__ void __launch_bounds__(THREADS)
 {
   int64_t r = blockIdx.x, id = ids[r];
 
+#pragma unroll 1 /* unrolled, it spills on sm_80 */
   for (int64_t i = threadIdx.x; i < D; i += THREADS)
     from_f32(&y[r * D + i], element(tokens, token_type, id * D + i) + element(positions, position_type, r % T_ * D + i));
 }

@@ -106,29 +106,50 @@ int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct
 
 /* ---- low-rank adapters ---- */
 
+/* Without a kernel, or with one of 1x1 and stride 1, rows are rows: those of a picture may be arranged in any way. */
+static int is_flat(const struct lowrank *l)
+{
+  return l->kh == 1 && l->kw == 1 && l->stride == 1 && l->pad_lo == 0 && l->pad_hi == 0;
+}
+
+/* Of one picture, for kernels that know convolutions alone. */
 static struct kern_geometry geometry(const struct lowrank *l, struct tensor y, struct tensor x)
 {
-  struct kern_geometry g = {(int)x.d[1], (int)x.d[2], (int)y.d[1], (int)y.d[2], l->kh, l->kw, l->stride, l->pad_lo};
+  if (is_flat(l))
+    return (struct kern_geometry){.H = 1, .W = (int)(tensor_rows(x) / x.d[0]), .Ho = 1, .Wo = (int)(tensor_rows(y) / y.d[0]), .kh = 1, .kw = 1, .stride = 1};
+  return (struct kern_geometry){(int)x.d[1], (int)x.d[2], (int)y.d[1], (int)y.d[2], l->kh, l->kw, l->stride, l->pad_lo};
+}
 
-  return g;
+/* Whether the factors take x and give y. */
+static int fits(const struct lowrank *l, struct tensor y, struct tensor x)
+{
+  if (x.d[3] != l->in || y.d[3] != l->out || x.d[0] != y.d[0])
+    return 0;
+  if (is_flat(l))
+    return tensor_rows(x) == tensor_rows(y);
+  return y.d[1] == (x.d[1] + l->pad_lo + l->pad_hi - l->kh) / l->stride + 1 && y.d[2] == (x.d[2] + l->pad_lo + l->pad_hi - l->kw) / l->stride + 1;
+}
+
+/* Whether two sets of factors of one site walk over x alike. */
+static int same_walk(const struct lowrank *a, const struct lowrank *b)
+{
+  return a->kh == b->kh && a->kw == b->kw && a->stride == b->stride && a->pad_lo == b->pad_lo && a->pad_hi == b->pad_hi;
 }
 
 int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct lowrank *const *row, struct err *e)
 {
   struct cuda *c = cuda_of(be);
-  int64_t B = x.d[0], pixels = y.d[1] * y.d[2], most = 0;
+  int64_t B = x.d[0], pixels = tensor_rows(y) / y.d[0], most = 0;
   const struct lowrank *any = NULL;
   struct kern_geometry g;
   void *t;
   int r;
 
-  assert(x.type == be->act && (y.type == be->act || y.type == DT_F32) && y.d[0] == B);
+  assert(x.type == be->act && (y.type == be->act || y.type == DT_F32));
   for (int64_t b = 0; b < B; b++)
     if (row[b]) {
+      assert(fits(row[b], y, x) && (!any || same_walk(any, row[b])));
       any = row[b];
-      assert(x.d[3] == any->in && y.d[3] == any->out);
-      assert(y.d[1] == (x.d[1] + any->pad_lo + any->pad_hi - any->kh) / any->stride + 1 &&
-             y.d[2] == (x.d[2] + any->pad_lo + any->pad_hi - any->kw) / any->stride + 1);
       most = any->rank > most ? any->rank : most;
     }
   if (!any)

@@ -16,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/plans.h"
+
 enum { WORKSPACE = 32 << 20, ASKED = 16 };
 
 /* What a product is known by; memcmp compares, so that it is zeroed before it is filled. */
@@ -24,54 +26,34 @@ struct class_key {
   int act, y_type, has_bias, has_residual;
 };
 
-struct product {
-  struct class_key key;
+_Static_assert(sizeof(struct class_key) % 8 == 0, "hashed by words of eight");
+
+struct product_key {
+  struct class_key class;
   int64_t rows;
+};
+
+enum { MOST_PRODUCTS = 4096, MOST_CLASSES = 4096 };
+
+struct product {
   cublasLtMatmulDesc_t op;
   cublasLtMatrixLayout_t a, b, d; /* W, x, y; C is laid out as y */
   cublasLtMatmulAlgo_t algo;
-  struct product *next;
-};
-
-struct class_algo {
-  struct class_key key;
-  cublasLtMatmulAlgo_t algo;
-  struct class_algo *next;
 };
 
 struct gpu_blas {
   cublasLtHandle_t handle;
   void *workspace;
-  struct product *products;
-  struct class_algo *classes;
+  struct plans products;        /* struct product by product_key: descriptions of the host, which no kernel reads */
+  struct plans classes;         /* cublasLtMatmulAlgo_t by class_key */
 };
 
 MUST_CHECK static int check(cublasStatus_t s, const char *what, struct err *e)
 {
   if (s == CUBLAS_STATUS_SUCCESS)
     return 0;
-  return err_set(e, s == CUBLAS_STATUS_ALLOC_FAILED ? E_NOMEM : E_DEVICE, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(s));
-}
-
-int gpu_blas_open(struct gpu_blas **out, struct err *e)
-{
-  struct gpu_blas *b = calloc(1, sizeof *b);
-  int r;
-
-  *out = NULL;
-  if (!b)
-    return err_set(e, E_NOMEM, "out of memory for cuBLASLt");
-  r = check(cublasLtCreate(&b->handle), "opening", e);
-  if (!r && cudaMalloc(&b->workspace, WORKSPACE)) {
-    (void)cudaGetLastError();
-    r = err_set(e, E_NOMEM, "no memory on the GPU for cuBLASLt");
-  }
-  if (r) {
-    gpu_blas_close(b);
-    return r;
-  }
-  *out = b;
-  return 0;
+  return err_set(e, s == CUBLAS_STATUS_ALLOC_FAILED ? E_NOMEM : s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE ? E_INTERNAL : E_DEVICE,
+                 "cuBLASLt: %s: %s", what, cublasLtGetStatusString(s));
 }
 
 static void product_free(struct product *p)
@@ -83,18 +65,45 @@ static void product_free(struct product *p)
   free(p);
 }
 
+static void drop_product(void *value)
+{
+  product_free(value);
+}
+
+int gpu_blas_open(struct gpu_blas **out, struct err *e)
+{
+  struct gpu_blas *b = calloc(1, sizeof *b);
+  cudaError_t code;
+  int r;
+
+  *out = NULL;
+  if (!b)
+    return err_set(e, E_NOMEM, "out of memory for cuBLASLt");
+  plans_init(&b->products, sizeof(struct product_key), MOST_PRODUCTS, drop_product);
+  plans_init(&b->classes, sizeof(struct class_key), MOST_CLASSES, free);
+  r = check(cublasLtCreate(&b->handle), "opening", e);
+  if (!r) {
+    code = cudaMalloc(&b->workspace, WORKSPACE);
+    if (code) {
+      (void)cudaGetLastError();
+      b->workspace = NULL;
+      r = err_set(e, code == cudaErrorMemoryAllocation ? E_NOMEM : E_DEVICE, "working memory for cuBLASLt: %s", cudaGetErrorString(code));
+    }
+  }
+  if (r) {
+    gpu_blas_close(b);
+    return r;
+  }
+  *out = b;
+  return 0;
+}
+
 void gpu_blas_close(struct gpu_blas *b)
 {
   if (!b)
     return;
-  for (struct product *p = b->products, *next; p; p = next) {
-    next = p->next;
-    product_free(p);
-  }
-  for (struct class_algo *c = b->classes, *next; c; c = next) {
-    next = c->next;
-    free(c);
-  }
+  plans_clear(&b->products);
+  plans_clear(&b->classes);
   (void)cudaFree(b->workspace);
   if (b->handle)
     cublasLtDestroy(b->handle);
@@ -114,15 +123,13 @@ static cudaDataType_t type_of(int t)
 }
 
 /* Descriptor and layouts for so many rows. */
-MUST_CHECK static int describe(struct product *p, int64_t rows, struct err *e)
+MUST_CHECK static int describe(struct product *p, const struct class_key *k, int64_t rows, struct err *e)
 {
-  const struct class_key *k = &p->key;
   cudaDataType_t io = type_of(k->act), out = type_of(k->y_type);
   cublasOperation_t t = CUBLAS_OP_T;
   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
   int r;
 
-  p->rows = rows;
   if ((r = check(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product", e)) ||
       (r = check(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &t, sizeof t), "a product", e)))
     return r;
@@ -137,9 +144,8 @@ MUST_CHECK static int describe(struct product *p, int64_t rows, struct err *e)
 }
 
 /* The best algorithm for what p describes that splits no sum. */
-MUST_CHECK static int ask(struct gpu_blas *b, const struct product *p, cublasLtMatmulAlgo_t *algo, struct err *e)
+MUST_CHECK static int ask(struct gpu_blas *b, const struct product *p, const struct class_key *k, cublasLtMatmulAlgo_t *algo, struct err *e)
 {
-  const struct class_key *k = &p->key;
   cublasLtMatmulHeuristicResult_t found[ASKED];
   cublasLtMatmulPreference_t pref = NULL;
   uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE, align = k->in % 8 == 0 && k->out % 8 == 0 ? 16 : 2;
@@ -167,7 +173,7 @@ MUST_CHECK static int ask(struct gpu_blas *b, const struct product *p, cublasLtM
     }
   }
   if (r)
-    r = err_set(e, E_DEVICE, "cuBLASLt has no algorithm without split sums for %lld>%lld", (long long)k->in, (long long)k->out);
+    r = err_set(e, E_INTERNAL, "cuBLASLt has no algorithm without split sums for %lld>%lld", (long long)k->in, (long long)k->out);
 out:
   if (pref)
     cublasLtMatmulPreferenceDestroy(pref);
@@ -177,61 +183,51 @@ out:
 /* The algorithm of a class, chosen on its first sight. */
 MUST_CHECK static int class_of(struct gpu_blas *b, const struct class_key *k, cublasLtMatmulAlgo_t *algo, struct err *e)
 {
-  struct class_algo *c = b->classes;
-  struct product *canon;
+  const cublasLtMatmulAlgo_t *known = plans_find(&b->classes, k);
+  cublasLtMatmulAlgo_t *chosen = NULL;
+  struct product *canon = NULL;
   int r;
 
-  while (c && memcmp(&c->key, k, sizeof *k))
-    c = c->next;
-  if (c) {
-    *algo = c->algo;
+  if (known) {
+    *algo = *known;
     return 0;
   }
-  c = calloc(1, sizeof *c);
+  chosen = calloc(1, sizeof *chosen);
   canon = calloc(1, sizeof *canon);
-  if (!c || !canon) {
-    free(c);
-    free(canon);
-    return err_set(e, E_NOMEM, "out of memory for an algorithm");
-  }
-  c->key = canon->key = *k;
-  r = describe(canon, 2 * k->picture_rows, e);
+  r = chosen && canon ? describe(canon, k, 2 * k->picture_rows, e) : err_set(e, E_NOMEM, "out of memory for an algorithm");
   if (!r)
-    r = ask(b, canon, &c->algo, e);
-  product_free(canon);
-  if (r) {
-    free(c);
-    return r;
+    r = ask(b, canon, k, chosen, e);
+  if (!r) {
+    *algo = *chosen;
+    r = plans_add(&b->classes, k, chosen, e);
   }
-  c->next = b->classes;
-  b->classes = c;
-  *algo = c->algo;
-  return 0;
+  if (r)
+    free(chosen);
+  if (canon)
+    product_free(canon);
+  return r;
 }
 
-MUST_CHECK static int product_of(struct gpu_blas *b, const struct class_key *k, int64_t rows, struct product **out, struct err *e)
+MUST_CHECK static int product_of(struct gpu_blas *b, const struct product_key *k, struct product **out, struct err *e)
 {
-  struct product *p = b->products;
+  struct product *p = plans_find(&b->products, k);
   int r;
 
-  while (p && (p->rows != rows || memcmp(&p->key, k, sizeof *k)))
-    p = p->next;
   *out = p;
   if (p)
     return 0;
   p = calloc(1, sizeof *p);
   if (!p)
     return err_set(e, E_NOMEM, "out of memory for a product");
-  p->key = *k;
-  r = class_of(b, k, &p->algo, e);
+  r = class_of(b, &k->class, &p->algo, e);
   if (!r)
-    r = describe(p, rows, e);
+    r = describe(p, &k->class, k->rows, e);
+  if (!r)
+    r = plans_add(&b->products, k, p, e);
   if (r) {
     product_free(p);
     return r;
   }
-  p->next = b->products;
-  b->products = p;
   *out = p;
   return 0;
 }
@@ -239,19 +235,20 @@ MUST_CHECK static int product_of(struct gpu_blas *b, const struct class_key *k, 
 int gpu_blas_linear(struct gpu_blas *b, cudaStream_t s, const struct gpu_linear *l, struct err *e)
 {
   static const float one = 1, zero = 0;
-  struct class_key k;
+  struct product_key k;
   struct product *p;
   int r;
 
   memset(&k, 0, sizeof k);
-  k.picture_rows = l->picture_rows;
-  k.out = l->out;
-  k.in = l->in;
-  k.act = (int)l->act;
-  k.y_type = (int)l->y_type;
-  k.has_bias = l->bias != NULL;
-  k.has_residual = l->residual != NULL;
-  r = product_of(b, &k, l->rows, &p, e);
+  k.rows = l->rows;
+  k.class.picture_rows = l->picture_rows;
+  k.class.out = l->out;
+  k.class.in = l->in;
+  k.class.act = (int)l->act;
+  k.class.y_type = (int)l->y_type;
+  k.class.has_bias = l->bias != NULL;
+  k.class.has_residual = l->residual != NULL;
+  r = product_of(b, &k, &p, e);
   if (!r && l->bias)
     r = check(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &l->bias, sizeof l->bias), "a bias", e);
   if (r)

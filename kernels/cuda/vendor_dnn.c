@@ -2,7 +2,7 @@
  * vendor_dnn.c - dnn.h on cuDNN: plans by shape, and their execution.
  *
  * The engine of a class of shapes (everything but the count of pictures) is chosen once, for two pictures, and every count gets a plan of that
- * engine with those settings: a row's bits do not depend on the batch. Plans are made on first sight and kept.
+ * engine with those settings: a row's bits do not depend on the batch. Plans are made on first sight and kept, up to a bound (plans.h).
  * Nothing here was timed on a card yet.
  *
  * Threads: see dnn.h.
@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/plans.h"
 #include "kernels/cuda/vendor_graph.h"
 
 /* What a plan is known by: the call with pointers replaced by whether they are there; memcmp compares. */
@@ -21,26 +22,25 @@ struct key {
   struct gpu_attention attention;
 };
 
-struct entry {
-  struct key key;
-  struct graph_plan plan;
-  struct entry *next;
-};
+_Static_assert(sizeof(struct key) % 8 == 0, "hashed by words of eight");
 
-struct class_choice {
-  struct key key; /* with B 0 */
-  struct graph_choice choice;
-  struct class_choice *next;
-};
+enum { MOST_PLANS = 2048, MOST_CHOICES = 2048 };
 
 struct gpu_dnn {
   cudnnHandle_t handle;
   cudaStream_t stream;
-  struct entry *plans;
-  struct class_choice *choices;
+  struct plans plans;           /* struct graph_plan by key */
+  struct plans choices;         /* struct graph_choice by key with 2 pictures */
   void *workspace;
   size_t workspace_bytes;
+  long moved;                   /* how often the workspace did */
 };
+
+static void drop_plan(void *value)
+{
+  graph_plan_close(value);
+  free(value);
+}
 
 int gpu_dnn_open(struct gpu_dnn **out, struct err *e)
 {
@@ -55,6 +55,8 @@ int gpu_dnn_open(struct gpu_dnn **out, struct err *e)
     free(d);
     return r;
   }
+  plans_init(&d->plans, sizeof(struct key), MOST_PLANS, drop_plan);
+  plans_init(&d->choices, sizeof(struct key), MOST_CHOICES, free);
   *out = d;
   return 0;
 }
@@ -63,15 +65,8 @@ void gpu_dnn_close(struct gpu_dnn *d)
 {
   if (!d)
     return;
-  for (struct entry *p = d->plans, *next; p; p = next) {
-    next = p->next;
-    graph_plan_close(&p->plan);
-    free(p);
-  }
-  for (struct class_choice *c = d->choices, *next; c; c = next) {
-    next = c->next;
-    free(c);
-  }
+  plans_clear(&d->plans);
+  plans_clear(&d->choices);
   (void)cudaFree(d->workspace);
   cudnnDestroy(d->handle);
   free(d);
@@ -84,24 +79,9 @@ void gpu_dnn_version(char *text, size_t size)
   snprintf(text, size, "cuDNN %zu.%zu.%zu", v / 10000, v / 100 % 100, v % 100);
 }
 
-/* The engine of a class; engine -1 on its first sight, to be filled by the caller. */
-MUST_CHECK static int choice_of(struct gpu_dnn *d, const struct key *k, struct graph_choice **out, struct err *e)
+long gpu_dnn_epoch(const struct gpu_dnn *d)
 {
-  struct class_choice *c = d->choices;
-
-  while (c && memcmp(&c->key, k, sizeof *k))
-    c = c->next;
-  if (!c) {
-    c = calloc(1, sizeof *c);
-    if (!c)
-      return err_set(e, E_NOMEM, "out of memory for an engine");
-    memcpy(&c->key, k, sizeof *k);
-    c->choice.engine = -1;
-    c->next = d->choices;
-    d->choices = c;
-  }
-  *out = &c->choice;
-  return 0;
+  return d->plans.dropped + d->moved;
 }
 
 MUST_CHECK static int plan_open(struct gpu_dnn *d, struct graph_plan *p, const struct key *k, struct graph_choice *choice, struct err *e)
@@ -111,58 +91,83 @@ MUST_CHECK static int plan_open(struct gpu_dnn *d, struct graph_plan *p, const s
   return k->conv.B ? graph_conv_open(p, &here, &k->conv, choice, e) : graph_attention_open(p, &here, &k->attention, choice, e);
 }
 
-MUST_CHECK static int plan_of(struct gpu_dnn *d, const struct key *k, const struct graph_plan **out, struct err *e)
+/* The engine of a class; on its first sight the heuristics choose it, for two pictures. */
+MUST_CHECK static int choice_of(struct gpu_dnn *d, const struct key *k, const struct graph_choice **out, struct err *e)
 {
-  struct entry *p = d->plans;
-  struct graph_choice *choice = NULL;
+  struct graph_choice *choice;
   struct graph_plan first;
   struct key class;
   int r;
 
-  while (p && memcmp(&p->key, k, sizeof *k))
-    p = p->next;
-  if (p) {
-    *out = &p->plan;
-    return 0;
-  }
   memcpy(&class, k, sizeof class);
   class.conv.B = k->conv.B ? 2 : 0;
   class.attention.B = k->attention.B ? 2 : 0;
-  r = choice_of(d, &class, &choice, e);
-  if (!r && choice->engine < 0) {
-    r = plan_open(d, &first, &class, choice, e);
-    if (r)
-      choice->engine = -1;
-    else
-      graph_plan_close(&first);
-  }
+  *out = choice = plans_find(&d->choices, &class);
+  if (choice)
+    return 0;
+  choice = calloc(1, sizeof *choice);
+  if (!choice)
+    return err_set(e, E_NOMEM, "out of memory for an engine");
+  choice->engine = -1;
+  r = plan_open(d, &first, &class, choice, e);
+  if (!r)
+    graph_plan_close(&first);
+  if (!r)
+    r = plans_add(&d->choices, &class, choice, e);
+  if (r)
+    free(choice);
+  else
+    *out = choice;
+  return r;
+}
+
+MUST_CHECK static int plan_of(struct gpu_dnn *d, const struct key *k, const struct graph_plan **out, struct err *e)
+{
+  const struct graph_choice *choice;
+  struct graph_choice fixed;
+  struct graph_plan *p = plans_find(&d->plans, k);
+  int r;
+
+  *out = p;
+  if (p)
+    return 0;
+  r = choice_of(d, k, &choice, e);
   if (r)
     return r;
+  fixed = *choice;
   p = calloc(1, sizeof *p);
   if (!p)
     return err_set(e, E_NOMEM, "out of memory for a plan");
-  memcpy(&p->key, k, sizeof *k);
-  r = plan_open(d, &p->plan, k, choice, e);
-  if (r) {
-    free(p);
-    return r;
+  r = plan_open(d, p, k, &fixed, e);
+  if (!r && plans_is_full(&d->plans))
+    (void)cudaStreamSynchronize(d->stream); /* kernels of plans that are about to go may still run; an error comes back from the next call */
+  if (!r) {
+    r = plans_add(&d->plans, k, p, e);
+    if (r)
+      graph_plan_close(p);
   }
-  p->next = d->plans;
-  d->plans = p;
-  *out = &p->plan;
-  return 0;
+  if (r)
+    free(p);
+  else
+    *out = p;
+  return r;
 }
 
 MUST_CHECK static int workspace(struct gpu_dnn *d, size_t bytes, struct err *e)
 {
+  cudaError_t code;
+
   if (bytes <= d->workspace_bytes)
     return 0;
-  (void)cudaFree(d->workspace);
+  (void)cudaFree(d->workspace); /* waits for what still uses it */
+  d->workspace = NULL;
   d->workspace_bytes = 0;
-  if (cudaMalloc(&d->workspace, bytes)) {
-    (void)cudaGetLastError();
+  d->moved++;
+  code = cudaMalloc(&d->workspace, bytes);
+  if (code) {
     d->workspace = NULL;
-    return err_set(e, E_NOMEM, "no %zu bytes of working memory for cuDNN", bytes);
+    (void)cudaGetLastError();
+    return err_set(e, code == cudaErrorMemoryAllocation ? E_NOMEM : E_DEVICE, "%zu bytes of working memory for cuDNN: %s", bytes, cudaGetErrorString(code));
   }
   d->workspace_bytes = bytes;
   return 0;

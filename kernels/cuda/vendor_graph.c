@@ -20,6 +20,18 @@ struct parts {
   struct err *e;
 };
 
+/* Memory that is short passes; a graph that cuDNN cannot do, or that we described wrongly, says nothing about the device; the rest does. */
+static int code_of(cudnnStatus_t s)
+{
+  int family = CUDNN_STATUS_CATEGORY((int)s);
+
+  if (s == CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED || s == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)
+    return E_NOMEM;
+  if (family == CUDNN_STATUS_BAD_PARAM || family == CUDNN_STATUS_NOT_SUPPORTED || s == CUDNN_STATUS_INTERNAL_ERROR_COMPILATION_FAILED)
+    return E_INTERNAL;
+  return E_DEVICE;
+}
+
 int graph_check(cudnnStatus_t s, const char *what, struct err *e)
 {
   char words[256] = "";
@@ -27,7 +39,7 @@ int graph_check(cudnnStatus_t s, const char *what, struct err *e)
   if (s == CUDNN_STATUS_SUCCESS)
     return 0;
   cudnnGetLastErrorString(words, sizeof words);
-  return err_set(e, E_DEVICE, "cuDNN: %s: %s %.200s", what, cudnnGetErrorString(s), words);
+  return err_set(e, code_of(s), "cuDNN: %s: %s %.200s", what, cudnnGetErrorString(s), words);
 }
 
 static void parts_close(struct parts *p)
@@ -220,7 +232,14 @@ static cudnnBackendDescriptor_t attention_graph(struct parts *p, const struct gr
 
 /* ---- engines and plans ---- */
 
-/* Engine and settings of a configuration; returns 0 when sums would be split or another run would give other bits. */
+/* cuDNN reports how many elements there are, which may be more than it was asked for and has written. */
+static int64_t at_most(int64_t n, int64_t room)
+{
+  return n < room ? n : room;
+}
+
+/* Engine and settings of a configuration; returns 0 when sums would be split, when another run would give other bits, and when not all of it
+ * can be read: a setting that is not seen might split sums. */
 static int read_choice(struct parts *p, cudnnBackendDescriptor_t config, struct graph_choice *choice)
 {
   cudnnBackendDescriptor_t engine = part(p, CUDNN_BACKEND_ENGINE_DESCRIPTOR), knobs[GRAPH_KNOBS];
@@ -237,12 +256,14 @@ static int read_choice(struct parts *p, cudnnBackendDescriptor_t config, struct 
     return 0;
   if (cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &n, notes) ==
       CUDNN_STATUS_SUCCESS)
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = 0; i < at_most(n, CUDNN_NUMERICAL_NOTE_TYPE_COUNT); i++)
       ok = ok && notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC && notes[i] != CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION &&
            notes[i] != CUDNN_NUMERICAL_NOTE_WINOGRAD && notes[i] != CUDNN_NUMERICAL_NOTE_FFT;
   n = 0;
   if (cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, GRAPH_KNOBS, &n, knobs) != CUDNN_STATUS_SUCCESS)
     n = 0;
+  if (n > GRAPH_KNOBS)
+    return 0;
   for (int64_t i = 0; i < n && ok; i++) {
     cudnnBackendKnobType_t type = CUDNN_KNOB_TYPE_COUNTS;
     int64_t value = 0;
@@ -315,6 +336,7 @@ MUST_CHECK static int choose(struct graph_plan *out, struct parts *p, const stru
   cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
   struct err last = {0};
   int64_t n = 0;
+  int r;
 
   set_part(p, heur, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
   set(p, heur, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
@@ -326,6 +348,7 @@ MUST_CHECK static int choose(struct graph_plan *out, struct parts *p, const stru
   if (p->e->code || graph_check(cudnnBackendGetAttribute(heur, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, ASKED, &n, configs),
                                 "the choice of an engine", p->e))
     return p->e->code;
+  n = at_most(n, ASKED);
   for (int64_t i = 0; i < n; i++) {
     struct parts mine = {.e = p->e};
     int usable = read_choice(&mine, configs[i], choice);
@@ -333,11 +356,16 @@ MUST_CHECK static int choose(struct graph_plan *out, struct parts *p, const stru
     parts_close(&mine);
     if (p->e->code)
       return p->e->code;
+    if (!usable)
+      continue;
     last = (struct err){0};
-    if (usable && !plan_of(out, t, configs[i], &last))
+    r = plan_of(out, t, configs[i], &last);
+    if (!r)
       return 0;
+    if (r == E_NOMEM) /* the next best would change the bits of pictures for want of memory */
+      return err_set(p->e, r, "%s", last.msg);
   }
-  return err_set(p->e, E_DEVICE, "cuDNN has no usable engine among %d: %.200s", (int)n, last.msg);
+  return err_set(p->e, E_INTERNAL, "cuDNN has no usable engine among %d: %.200s", (int)n, last.msg);
 }
 
 MUST_CHECK static int open_plan(struct graph_plan *out, struct parts *p, const struct graph_target *t, cudnnBackendDescriptor_t graph,
@@ -357,20 +385,28 @@ MUST_CHECK static int open_plan(struct graph_plan *out, struct parts *p, const s
   return r;
 }
 
+/* What earlier calls left in e is no reason to fail, and e may be NULL. */
+MUST_CHECK static int handed_on(const struct err *mine, int r, struct err *e)
+{
+  return r ? err_set(e, r, "%s", mine->msg) : 0;
+}
+
 int graph_conv_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_conv *c, struct graph_choice *choice, struct err *e)
 {
-  struct parts parts = {.e = e};
+  struct err mine = {0};
+  struct parts parts = {.e = &mine};
   cudnnBackendDescriptor_t g = conv_graph(&parts, t, c);
 
-  return open_plan(p, &parts, t, g, choice);
+  return handed_on(&mine, open_plan(p, &parts, t, g, choice), e);
 }
 
 int graph_attention_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_attention *a, struct graph_choice *choice, struct err *e)
 {
-  struct parts parts = {.e = e};
+  struct err mine = {0};
+  struct parts parts = {.e = &mine};
   cudnnBackendDescriptor_t g = attention_graph(&parts, t, a);
 
-  return open_plan(p, &parts, t, g, choice);
+  return handed_on(&mine, open_plan(p, &parts, t, g, choice), e);
 }
 
 void graph_plan_close(struct graph_plan *p)

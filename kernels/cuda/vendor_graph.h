@@ -40,7 +40,7 @@ MUST_CHECK int graph_attention_open(struct graph_plan *p, const struct graph_tar
                                     struct err *e);
 void graph_plan_close(struct graph_plan *p);
 
-/* 0, or the error recorded with cuDNN's own words. */
+/* 0, or the error recorded with cuDNN's own words: E_NOMEM, E_INTERNAL for a graph that cuDNN does not take, E_DEVICE for everything else. */
 MUST_CHECK int graph_check(cudnnStatus_t s, const char *what, struct err *e);
 
 #endif

@@ -20,7 +20,7 @@ struct gpu_blas {
 };
 
 struct gpu_dnn {
-  int unused;
+  long epoch;
 };
 
 static float *must_floats(int64_t n)
@@ -140,6 +140,11 @@ int gpu_dnn_open(struct gpu_dnn **d, struct err *e)
 void gpu_dnn_close(struct gpu_dnn *d)
 {
   free(d);
+}
+
+long gpu_dnn_epoch(const struct gpu_dnn *d)
+{
+  return d->epoch;
 }
 
 void gpu_dnn_version(char *text, size_t size)

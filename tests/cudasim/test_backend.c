@@ -1,0 +1,171 @@
+/*
+ * test_backend.c - what be_cuda's host code promises besides arithmetic: its bounded tables, arrangements of rows that the models never use, and which
+ * errors it makes of the device's. Threads: one.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/plans.h"
+#include "tests/cudasim/sim.h"
+#include "tests/cudasim/wrong.h"
+
+extern const struct be_ops be_cuda;
+
+static void must(int r, const struct err *e)
+{
+  if (r)
+    fail_msg("%s: %s %s", err_name(r), e->msg, cudasim_fault());
+}
+
+/* ---- plans.h ---- */
+
+static int dropped;
+
+static void drop(void *value)
+{
+  dropped++;
+  free(value);
+}
+
+static void add(struct plans *t, int64_t a, int64_t b)
+{
+  int64_t key[2] = {a, b}, *value = malloc(sizeof *value);
+  struct err e = {0};
+
+  assert_non_null(value);
+  *value = a * 1000 + b;
+  must(plans_add(t, key, value, &e), &e);
+}
+
+static int64_t find(const struct plans *t, int64_t a, int64_t b)
+{
+  const int64_t key[2] = {a, b}, *value = plans_find(t, key);
+
+  return value ? *value : -1;
+}
+
+/* Everything that was added is found, whatever shares its bucket; a full table drops everything once, and serves on. */
+static void test_plans(void **state)
+{
+  enum { MOST = 3 * PLANS_BUCKETS };
+  struct plans t;
+
+  (void)state;
+  dropped = 0;
+  plans_init(&t, 16, MOST, drop);
+  assert_int_equal(find(&t, 1, 2), -1);
+  for (int i = 0; i < MOST; i++)
+    add(&t, i, 7);
+  for (int i = 0; i < MOST; i++)
+    assert_int_equal(find(&t, i, 7), i * 1000 + 7);
+  assert_int_equal(find(&t, 7, 1), -1);
+  assert_true(plans_is_full(&t) && dropped == 0 && t.dropped == 0);
+  add(&t, 5, 5);
+  assert_true(dropped == MOST && t.dropped == 1 && t.n == 1);
+  assert_int_equal(find(&t, 5, 5), 5005);
+  assert_int_equal(find(&t, 1, 7), -1);
+  plans_clear(&t);
+  assert_int_equal(dropped, MOST + 1);
+}
+
+/* ---- low-rank factors ---- */
+
+enum { IN = 8, OUT = 16, H = 3, W = 5, ROWS = H * W, B = 2 };
+
+static void lowrank_of(struct be *be, const struct lowrank *l, struct tensor y, struct tensor x, float *got)
+{
+  const struct lowrank *row[B] = {l, l};
+  static float zero[B * ROWS * OUT];
+  struct err e = {0};
+
+  must(be->ops->upload(be, y, zero, DT_F32, &e), &e);
+  must(be->ops->lowrank(be, y, x, row, &e), &e);
+  must(be->ops->download(be, got, DT_F32, y, &e), &e);
+}
+
+/* Factors of a linear, or of a 1x1 convolution of stride 1, take the rows of a picture as H x W, as T, or one on each side. */
+static void test_flat(void **state)
+{
+  static float down[4 * IN], up[OUT * 4], x[B * ROWS * IN], want[B * ROWS * OUT], got[B * ROWS * OUT];
+  struct lowrank_desc d = {.out = OUT, .in = IN, .rank = 4, .down = down, .up = up};
+  struct tensor tx = {NULL, {B, H, W, IN}, DT_F32}, ty = {NULL, {B, H, W, OUT}, DT_F32};
+  struct err e = {0};
+  struct be be;
+
+  (void)state;
+  for (int i = 0; i < 4 * IN; i++)
+    down[i] = (float)(i % 5 - 2);
+  for (int i = 0; i < OUT * 4; i++)
+    up[i] = (float)(i % 7 - 3);
+  for (int i = 0; i < B * ROWS * IN; i++)
+    x[i] = (float)(i % 11 - 5);
+  must(be_open(&be, &be_cuda, &(struct be_config){0}, &e), &e);
+  tx.type = ty.type = be.act;
+  must(be.ops->mem_alloc(&be, tensor_bytes(tx), &tx.p, &e), &e);
+  must(be.ops->mem_alloc(&be, tensor_bytes(ty), &ty.p, &e), &e);
+  must(be.ops->upload(&be, tx, x, DT_F32, &e), &e);
+  for (int k = 0; k < 2; k++) {
+    struct lowrank *l;
+
+    d.kh = d.kw = d.stride = k;
+    must(be.ops->lowrank_load(&be, &d, &l, &e), &e);
+    lowrank_of(&be, l, ty, tx, want);
+    assert_true(want[1] != 0);
+    lowrank_of(&be, l, tensor_view(ty, B, 1, ROWS, OUT), tensor_view(tx, B, 1, ROWS, IN), got);
+    assert_memory_equal(got, want, sizeof got);
+    lowrank_of(&be, l, tensor_view(ty, B, H, W, OUT), tensor_view(tx, B, 1, ROWS, IN), got);
+    assert_memory_equal(got, want, sizeof got);
+    lowrank_of(&be, l, tensor_view(ty, B, W, H, OUT), tensor_view(tx, B, H, W, IN), got);
+    assert_memory_equal(got, want, sizeof got);
+    be.ops->lowrank_free(&be, l);
+  }
+  be.ops->mem_free(&be, tx.p);
+  be.ops->mem_free(&be, ty.p);
+  be_close(&be);
+}
+
+/* ---- errors ---- */
+
+/* Short memory is E_NOMEM and passes; a device that has failed says so to allocations as well: waiting for memory would never end. */
+static void test_allocation_errors(void **state)
+{
+  struct err e = {0}, sticky = {0};
+  cudaStream_t s;
+  struct be be;
+  float *y;
+  void *p;
+
+  (void)state;
+  must(be_open(&be, &be_cuda, &(struct be_config){0}, &e), &e);
+  assert_int_equal(cudaStreamCreateWithFlags(&s, 0), 0);
+  assert_int_equal(cudaMalloc((void **)&y, 64 * sizeof *y), 0);
+  cudasim_fail_allocation(1);
+  assert_int_equal(be.ops->mem_alloc(&be, 64, &p, &e), E_NOMEM);
+  assert_null(p);
+  e = (struct err){0};
+  must(be.ops->mem_alloc(&be, 64, &p, &e), &e);
+  be.ops->mem_free(&be, p);
+  assert_int_equal(wrong_launch(LEFT_EARLY, s, y, 0), cudaErrorLaunchFailure);
+  assert_int_equal(be.ops->mem_alloc(&be, 64, &p, &sticky), E_DEVICE);
+  assert_null(p);
+  assert_int_equal(be.ops->mem_alloc(&be, 64, &p, NULL), E_DEVICE);
+  cudasim_reset();
+  cudaFree(y);
+  cudaStreamDestroy(s);
+  be_close(&be);
+  assert_int_equal(cudasim_counts().live, 0);
+}
+
+int main(void)
+{
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans), cmocka_unit_test(test_flat), cmocka_unit_test(test_allocation_errors)};
+
+  return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
+}
