@@ -163,7 +163,7 @@ MUST_CHECK static int merge_stack(struct merge_site *m, struct err *e)
       m->out->delta[m->at].up[i] = (float)(m->o->scale * up[i]);
     for (int64_t i = 0; !r && i < merge_columns(s) * R; i++)
       m->out->delta[m->at].down[i] = (float)down[i]; /* was fp32 */
-    m->total = m->captured = product_energy(up, down, s->out, R, merge_columns(s));
+    /* total and captured stay 0: nothing was cut */
   } else if (!r) {
     r = svd_product(&x, up, down, s->out, R, merge_columns(s), merge_rank(m), e);
     if (!r) {
@@ -271,18 +271,20 @@ MUST_CHECK static int list_sites(int **sites, int *count, const struct generatio
   *sites = calloc((size_t)base->n + 1, sizeof **sites);
   if (!*sites)
     return err_set(e, E_NOMEM, "out of memory for a table of sites");
-  for (int site = 0; site < base->n; site++)
+  for (int site = 0; site < base->n; site++) {
+    int touched = 0;
+
     for (int i = 0; i < n; i++) {
       const struct delta *d = adapter_at(expert[i].a, site);
 
       if (d && (d->kind != DELTA_LOWRANK || d->bias))
         return err_field(e, E_ARG, expert[i].a->name, "%s: %s is not a plain LoRA there: make one with `safelight adapter extract` first",
                          expert[i].a->name, base->site[site].name);
-      if (d) {
-        (*sites)[(*count)++] = site;
-        break;
-      }
+      touched |= d != NULL;
     }
+    if (touched)
+      (*sites)[(*count)++] = site;
+  }
   return 0;
 }
 
