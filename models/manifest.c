@@ -429,9 +429,10 @@ MUST_CHECK static int check_key(const struct manifest *m, const char *public_key
   if (!public_key || !*public_key)
     return 0;
   if (!manifest_is_signed(m))
-    return err_field(e, E_FILE, "signature", "%s: is not signed, and a signature is required", m->label);
+    return err_field(e, E_FILE, "signature", "%s: \"signature\" is missing, and the manifest must be signed", m->label);
   if (strcmp(m->public_key, public_key))
-    return err_field(e, E_FILE, "public_key", "%s: is signed by %.16s..., which is not the key that is trusted", m->label, m->public_key);
+    return err_field(e, E_FILE, "public_key", "%s: \"public_key\" is %.16s..., which is not the key that is trusted", m->label,
+                     m->public_key);
   return 0;
 }
 
