@@ -13,7 +13,7 @@
 
 #include "base/json_load.h"
 
-enum { ADAPTERS_MAX = 256, PROFILES_MAX = 64, TENANTS_MAX = 4096 };
+enum { ADAPTERS_MAX = 256, PROFILES_MAX = 64, TENANTS_MAX = 4096, LIMIT_MAX = 1000000 };
 
 /* A value and the way to it. */
 struct at {
@@ -125,6 +125,19 @@ static int get_number(const struct at *a, float def, double lo, double hi, float
   if (!json_is_number(a->v) || !(d >= lo && d <= hi))
     return bad(a, e, "must be a number between %g and %g", lo, hi);
   *out = (float)d;
+  return 0;
+}
+
+static int get_int(const struct at *a, int def, int lo, int hi, int *out, struct err *e)
+{
+  json_int_t v = json_integer_value(a->v);
+
+  *out = def;
+  if (!a->v)
+    return 0;
+  if (!json_is_integer(a->v) || v < lo || v > hi)
+    return bad(a, e, "must be a whole number between %d and %d", lo, hi);
+  *out = (int)v;
   return 0;
 }
 
@@ -346,9 +359,26 @@ static int check_styles(const struct policy *p, struct err *e)
 
 /* ---- tenants ---- */
 
+/* The optional object "limits" in a; without one nothing is bounded. */
+static int decode_limits(struct policy_limits *l, const struct at *in, struct err *e)
+{
+  static const char *const keys[] = {"concurrency", "queue", "per_minute", "pictures_per_minute", "weight", "priority", NULL};
+  struct at a = at_key(in, "limits"), concurrency = at_key(&a, "concurrency"), queue = at_key(&a, "queue"), minute = at_key(&a, "per_minute");
+  struct at pictures = at_key(&a, "pictures_per_minute"), weight = at_key(&a, "weight"), priority = at_key(&a, "priority");
+
+  *l = (struct policy_limits){.weight = 1};
+  if (!a.v)
+    return 0;
+  if (check_keys(&a, keys, e) || get_int(&concurrency, 0, 1, LIMIT_MAX, &l->concurrency, e) || get_int(&queue, 0, 1, LIMIT_MAX, &l->queue, e) ||
+      get_int(&minute, 0, 1, LIMIT_MAX, &l->per_minute, e) || get_int(&pictures, 0, 1, LIMIT_MAX, &l->pictures_per_minute, e) ||
+      get_number(&weight, 1, 0.01, 100, &l->weight, e))
+    return e->code;
+  return get_int(&priority, 0, -10, 10, &l->priority, e);
+}
+
 static int decode_tenants(struct policy *p, const struct at *root, struct err *e)
 {
-  static const char *const keys[] = {"key_hash", "profile", NULL};
+  static const char *const keys[] = {"key_hash", "profile", "limits", NULL};
   struct at list = at_key(root, "tenants");
   char profile[POLICY_NAME];
   const char *name;
@@ -360,7 +390,7 @@ static int decode_tenants(struct policy *p, const struct at *root, struct err *e
   json_object_foreach(list.v, name, v) {
     struct policy_tenant *t = &p->tenant[i];
     struct at a = at_key(&list, name), hash = at_key(&a, "key_hash"), which = at_key(&a, "profile");
-    if (check_name(&a, name, e) || check_keys(&a, keys, e) || get_hex(&hash, 1, t->key_hash, e) ||
+    if (check_name(&a, name, e) || check_keys(&a, keys, e) || get_hex(&hash, 1, t->key_hash, e) || decode_limits(&t->limits, &a, e) ||
         get_text(&which, profile, sizeof profile, e))
       return e->code;
     t->profile = policy_find_profile(p, profile);
@@ -381,9 +411,10 @@ static int decode_tenants(struct policy *p, const struct at *root, struct err *e
 static int decode_root(struct policy *p, const struct at *root, struct err *e)
 {
   static const char *const keys[] = {"adapter_dir", "require_manifest", "require_signature", "public_key", "adapters", "profiles",
-                                     "tenants", NULL};
+                                     "tenants", "keyless", NULL};
+  static const char *const keyless_keys[] = {"limits", NULL};
   struct at dir = at_key(root, "adapter_dir"), manifest = at_key(root, "require_manifest");
-  struct at signature = at_key(root, "require_signature"), key = at_key(root, "public_key");
+  struct at signature = at_key(root, "require_signature"), key = at_key(root, "public_key"), keyless = at_key(root, "keyless");
 
   memcpy(p->adapter_dir, ".", 2);
   if (check_keys(root, keys, e) || (dir.v && get_text(&dir, p->adapter_dir, sizeof p->adapter_dir, e)) ||
@@ -392,6 +423,8 @@ static int decode_root(struct policy *p, const struct at *root, struct err *e)
     return e->code;
   if (p->require_signature && !p->require_manifest)
     return bad(&manifest, e, "is false and signatures are required: a signature is part of a manifest");
+  if ((keyless.v && check_keys(&keyless, keyless_keys, e)) || decode_limits(&p->keyless, &keyless, e))
+    return e->code;
   if (decode_adapters(p, root, e) || decode_profiles(p, root, e) || decode_tenants(p, root, e))
     return e->code;
   return check_styles(p, e);

@@ -47,10 +47,21 @@ struct policy_profile {
   int form_runtime;             /* "form": "runtime" instead of "folded" */
 };
 
+/* How much of the server one tenant, or one address of those who show no key, may take. 0: no bound but the server's own. */
+struct policy_limits {
+  int concurrency;              /* requests that are accepted and not answered */
+  int queue;                    /* of these, those that wait */
+  int per_minute;               /* requests */
+  int pictures_per_minute;
+  float weight;                 /* share of the device beside others of the same priority; default 1 */
+  int priority;                 /* higher goes first; default 0 */
+};
+
 struct policy_tenant {
   char name[POLICY_NAME];
   char key_hash[65];            /* BLAKE2b-256 of the API key, lower-case hexadecimal */
   int profile;
+  struct policy_limits limits;
 };
 
 struct policy {
@@ -63,6 +74,7 @@ struct policy {
   int n_profiles;
   struct policy_tenant *tenant;
   int n_tenants;
+  struct policy_limits keyless;   /* for each address of those who show no key */
   char digest[65];                /* of the file's bytes, for the audit log */
 };
 

@@ -221,9 +221,12 @@ static int resolve(const struct active *a, const char *token, const struct safet
   f = &a->policy->profile[at];
   memcpy(t->tenant, tenant, strlen(tenant) + 1);
   memcpy(t->profile, f->name, sizeof t->profile);
+  t->limits = a->policy->keyless;
   for (int i = 0; i < a->policy->n_tenants; i++)
-    if (*tenant && !strcmp(a->policy->tenant[i].name, tenant))
+    if (*tenant && !strcmp(a->policy->tenant[i].name, tenant)) {
       memcpy(t->key_hash, a->policy->tenant[i].key_hash, sizeof t->key_hash);
+      t->limits = a->policy->tenant[i].limits;
+    }
   if (!a->slot[at].live)
     return unavailable(f->name, &a->slot[at].why, e);
   if (resolve_styles(a, f, style, n, t, e))
@@ -269,6 +272,11 @@ const char *safety_target_tenant(const struct safety_target *t)
 const char *safety_target_profile(const struct safety_target *t)
 {
   return t->profile;
+}
+
+const struct policy_limits *safety_target_limits(const struct safety_target *t)
+{
+  return &t->limits;
 }
 
 void safety_target_unref(struct safety_target *t)

@@ -66,6 +66,8 @@ MUST_CHECK int safety_resolve(struct safety *s, const char *token, const struct 
 void safety_prepare(struct safety *s, struct safety_target *t, void (*ready)(void *arg, const struct err *err), void *arg);
 const char *safety_target_tenant(const struct safety_target *t);
 const char *safety_target_profile(const struct safety_target *t);
+/* What the policy of then lets him take (limits.h). */
+const struct policy_limits *safety_target_limits(const struct safety_target *t);
 void safety_target_unref(struct safety_target *t); /* takes NULL; any thread */
 
 /* Device thread, when it starts a job: the generation to pin (a reference for the caller) and its stamp. E_POLICY when the required set is not live;

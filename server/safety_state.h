@@ -137,6 +137,7 @@ struct safety_target {
   struct message message;
   atomic_int refs;
   char tenant[POLICY_NAME], key_hash[65], profile[POLICY_NAME];
+  struct policy_limits limits;
   struct style_use style[POLICY_STYLES_MAX];
   int n_styles;
   struct live *composed;    /* a reference to its generation */

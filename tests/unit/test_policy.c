@@ -108,6 +108,42 @@ static void test_everything(void **state)
   policy_free(p);
 }
 
+static int same_limits(const struct policy_limits *l, int concurrency, int queue, int minute, int pictures, float weight, int priority)
+{
+  return l->concurrency == concurrency && l->queue == queue && l->per_minute == minute && l->pictures_per_minute == pictures && l->weight == weight &&
+         l->priority == priority;
+}
+
+static void test_limits(void **state)
+{
+  struct policy *p;
+
+  (void)state;
+  p = good("{\"profiles\": {\"default\": {\"requires_nothing\": true}}, \"tenants\": {"
+           "\"a\": {\"key_hash\": \"" HEX "\", \"profile\": \"default\", \"limits\": {\"concurrency\": 4, \"queue\": 3, \"per_minute\": 60,"
+           "\"pictures_per_minute\": 120, \"weight\": 2.5, \"priority\": -1}},"
+           "\"b\": {\"key_hash\": \"" OTHER "\", \"profile\": \"default\"}},"
+           "\"keyless\": {\"limits\": {\"per_minute\": 10}}}");
+  assert_true(same_limits(&p->tenant[0].limits, 4, 3, 60, 120, 2.5f, -1));
+  assert_true(same_limits(&p->tenant[1].limits, 0, 0, 0, 0, 1, 0));
+  assert_true(same_limits(&p->keyless, 0, 0, 10, 0, 1, 0));
+  policy_free(p);
+  p = good("{\"profiles\": {\"default\": {\"requires_nothing\": true}}, \"keyless\": {}}");
+  assert_true(same_limits(&p->keyless, 0, 0, 0, 0, 1, 0));
+  policy_free(p);
+#define KEYLESS(fields) "{\"profiles\": {\"default\": {\"requires_nothing\": true}}, \"keyless\": " fields "}"
+  bad(KEYLESS("1"), "keyless", "must be an object");
+  bad(KEYLESS("{\"limit\": {}}"), "keyless.limit", "not a field");
+  bad(KEYLESS("{\"limits\": []}"), "keyless.limits", "must be an object");
+  bad(KEYLESS("{\"limits\": {\"per_second\": 1}}"), "keyless.limits.per_second", "not a field");
+  bad(KEYLESS("{\"limits\": {\"concurrency\": 0}}"), "keyless.limits.concurrency", "whole number between 1");
+  bad(KEYLESS("{\"limits\": {\"queue\": 1.5}}"), "keyless.limits.queue", "whole number between 1");
+  bad(KEYLESS("{\"limits\": {\"per_minute\": 1000001}}"), "keyless.limits.per_minute", "whole number between 1");
+  bad(KEYLESS("{\"limits\": {\"pictures_per_minute\": \"9\"}}"), "keyless.limits.pictures_per_minute", "whole number");
+  bad(KEYLESS("{\"limits\": {\"weight\": 0}}"), "keyless.limits.weight", "between 0.01 and 100");
+  bad(KEYLESS("{\"limits\": {\"priority\": 11}}"), "keyless.limits.priority", "between -10 and 10");
+}
+
 #define SAFE "\"adapters\": {\"safe\": {\"path\": \"safe.safetensors\"}}"
 #define NEEDS "{\"required\": [{\"adapter\": \"safe\"}]}"
 #define LAB "{\"requires_nothing\": true}"
@@ -304,7 +340,7 @@ static int tear_down(void **state)
 int main(void)
 {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_everything), cmocka_unit_test(test_refusals), cmocka_unit_test(test_styles),
+      cmocka_unit_test(test_everything), cmocka_unit_test(test_limits), cmocka_unit_test(test_refusals), cmocka_unit_test(test_styles),
       cmocka_unit_test(test_paths),      cmocka_unit_test(test_keys),     cmocka_unit_test(test_default_path),
   };
 
