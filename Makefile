@@ -106,7 +106,7 @@ $(foreach layer,unit ops golden,$(eval $(call TEST_RULE,$(layer))))
 
 # Fuzz targets: libFuzzer over a library of their own, with ASan and UBSan.
 FUZZ_FLAGS := $(STD) -O1 -g $(WARN) -fsanitize=address,undefined -fno-sanitize-recover=all
-build/fuzz/%: tests/fuzz/%.c $(wildcard base/*.[ch] models/*.[ch] proto/*.[ch])
+build/fuzz/%: tests/fuzz/%.c $(wildcard base/*.[ch] models/*.[ch] proto/*.[ch] server/cors.[ch] server/peer.[ch] server/trace.[ch])
 	@mkdir -p $(@D)
 	clang $(filter-out -fopenmp,$(FUZZ_FLAGS)) -fsanitize=fuzzer $< $$(sed -n 's,^ \* links: ,,p' $<) -o $@ -ljansson -lutf8proc -ldeflate -lsodium -lm
 
