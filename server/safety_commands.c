@@ -135,6 +135,7 @@ static int do_load(struct safety *s, struct command *c, struct err *e)
     r = safety_store_bytes(s->cfg->state, a->digest, &b, e);
   adapter_bytes_close(&b);
   if (r) {
+    s->is_sweep_due = 1; /* part of it may have been written */
     adapter_close(a);
     held_failed(s, h, e);
     held_unref(s, t->failed);

@@ -75,6 +75,36 @@ static int handle(struct safety *s, struct message *m)
   return 0;
 }
 
+/* Whether what lies in the state folder is wanted: the bytes of a digest, or the NAME.live of a name; see safety_store.h. */
+static int is_needed(void *arg, const char *digest, const char *name)
+{
+  const struct safety *s = arg;
+  char named[65];
+
+  if (name)
+    return policy_find_adapter(s->policy, name) >= 0;
+  for (const struct held *h = s->held; h; h = h->next) /* without the lock: nobody else changes the list */
+    if (h->is_kept && !strcmp(h->digest, digest))
+      return 1;
+  for (int i = 0; i < s->policy->n_adapters; i++)
+    if (safety_store_named(s->cfg->state, s->policy->adapter[i].name, named) || !strcmp(named, digest) ||
+        !strcmp(s->policy->adapter[i].digest, digest))
+      return 1;
+  return 0;
+}
+
+static void sweep(struct safety *s)
+{
+  int gone;
+
+  if (!s->is_sweep_due || !s->policy)
+    return;
+  s->is_sweep_due = 0;
+  gone = safety_store_sweep(s->cfg->state, is_needed, s);
+  if (gone)
+    log_event("adapters that had been loaded and are needed no longer, removed from the state folder: %d", gone);
+}
+
 static void serve_messages(struct safety *s)
 {
   uint64_t count;
@@ -87,6 +117,8 @@ static void serve_messages(struct safety *s)
       over |= handle(s, m);
       m = next;
     }
+    if (!over)
+      sweep(s);
     if (!over && !atomic_load(&s->inbox) && read(s->wake_fd, &count, sizeof count) < 0)
       log_event("the loader's eventfd failed");
   }
@@ -132,6 +164,7 @@ void *safety_loader(void *arg)
   e.code = 0;
   if (!open_all(s, &e)) {
     s->first = NULL; /* rebuild takes it */
+    s->is_sweep_due = 1; /* what a crash, or another policy, left there */
     if (!rebuild(s, first, 0, &e))
       log_event("safety policy %s in force after %.0f ms", s->policy_path, (double)(clock_ns() - t) / 1e6);
   }

@@ -81,6 +81,7 @@ void held_unref(struct safety *s, struct held *h)
     p = &(*p)->next;
   *p = h->next;
   lock_drop(&s->lock);
+  s->is_sweep_due |= h->is_kept;
   adapter_close(h->adapter);
   free(h);
 }

@@ -127,6 +127,7 @@ struct safety {
   struct verifier verifier;
   struct entry *entry;      /* policy->n_adapters, in its order */
   struct past *past;        /* policy->n_profiles, in its order */
+  int is_sweep_due;         /* something in the state folder may be needed no longer */
 
   struct lock lock;
   struct held *held;        /* all */

@@ -350,6 +350,62 @@ def test_what_is_loaded_after_a_retirement_stays(start, policy, tmp_path):
     assert Admin(start(policy=policy.path, state=state)).current()["digest"] == live["digest"]
 
 
+def test_loaded_files_go_when_nothing_needs_them(start, policy, tmp_path):
+    """Uploads stay while they are loaded, live or what a rollback would bring back, across restarts while they are live, and go after that."""
+    state = tmp_path / "kept"
+    data, name = {}, {}
+    for seed in range(10, 14):
+        path = tmp_path / f"{seed}.safetensors"
+        write_safetensors(path, lora(seed))
+        data[seed], name[seed] = path.read_bytes(), digest(path)
+
+    def upload(seed):
+        assert admin.post("/v1/admin/adapters/shield", data[seed], Content_Type="application/octet-stream").status == 200
+
+    def activate(seed):
+        upload(seed)
+        assert admin.post("/v1/admin/profiles/default/activate").status == 200
+
+    def kept():
+        return {p.name.partition(".")[0] for p in (state / "adapters").iterdir() if not p.name.endswith(".live")}
+
+    def wait_kept(*seeds):
+        until(lambda: kept() == {name[s] for s in seeds}, f"{seeds} alone to be kept", more=lambda: f"{kept()} of {name}")
+
+    admin = Admin(start(policy=policy.path, state=state))
+    upload(10)
+    assert kept() == {name[10]}
+    activate(11)  # 10 was never activated
+    wait_kept(11)
+    activate(12)
+    wait_kept(11, 12)  # 11 is what a rollback brings back
+    assert admin.post("/v1/admin/profiles/default/rollback").status == 200
+    wait_kept(11, 12)
+    activate(13)
+    wait_kept(11, 13)
+    live = admin.current()
+    admin.daemon.stop()
+    assert kept() == {name[11], name[13]}  # what is kept goes while serving, never at the end
+    (state / "adapters" / ("0" * 64 + ".safetensors.new")).write_bytes(b"half")  # a crash in the middle of an upload
+    (state / "adapters" / ("1" * 64)).mkdir()
+    (state / "adapters" / ("1" * 64) / "adapter_config.json").write_text("{}")
+    (state / "adapters" / "nobody.live").write_text(f"{name[11]}\n{name[11]}\n")
+    (state / "adapters" / "mine.txt").write_text("not of the server")
+    admin = Admin(start(policy=policy.path, state=state))
+    assert admin.current()["digest"] == live["digest"]
+    files = {f"{name[13]}.safetensors", "shield.live", "mine.txt"}
+    until(lambda: {p.name for p in (state / "adapters").iterdir()} == files, files)
+    policy.content["adapters"]["shield"]["digest"] = digest(policy.folder / "shield.safetensors")  # the policy has the last word
+    policy.write()
+    assert admin.post("/v1/admin/reload").status == 200
+    assert admin.post("/v1/admin/profiles/default/rollback").status in (400, 404)  # not what the policy pins
+    policy.content["adapters"]["shield"].pop("digest")
+    policy.profile(required=[{"adapter": "shield", "weight": 0.5}], styles=["ink"]).write()
+    assert admin.post("/v1/admin/reload").status == 200
+    until(lambda: {p.name for p in (state / "adapters").iterdir()} == {"mine.txt"}, "nothing to be kept")
+    assert admin.daemon.post(QUICK).status == 200
+
+
 def test_rollback_obeys_the_rules_of_now(admin, policy):
     """What was live without a manifest does not come back once the policy requires one."""
     for ending in ("safetensors", "manifest.json"):
