@@ -13,7 +13,7 @@ CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wshadow -Werror
 STD     := -std=c11 -D_GNU_SOURCE -I. -I$(BUILD) -fopenmp -fno-omit-frame-pointer
 SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
-LIBS    := -lmicrohttpd -ljansson -ldeflate -lutf8proc -lsodium -lsqlite3 -ldnnl -lm -lpthread
+LIBS    := -lmicrohttpd -ljansson -ldeflate -lspng -ljpeg -lwebp -lwebpmux -lutf8proc -lsodium -lsqlite3 -ldnnl -lm -lpthread
 ALL_CFLAGS := $(STD) $(CFLAGS) $(WARN) $(SANFLAGS)
 
 PRODUCT := $(wildcard base/*.c kernels/*.c kernels/cpu/*.c models/*.c proto/*.c server/*.c)
@@ -72,7 +72,7 @@ FORCE:
 
 # A missing library is one sentence with the package's name instead of a page of errors.
 HEADERS := microhttpd.h:libmicrohttpd-dev jansson.h:libjansson-dev libdeflate.h:libdeflate-dev utf8proc.h:libutf8proc-dev \
-           sodium.h:libsodium-dev sqlite3.h:libsqlite3-dev dnnl.h:libdnnl-dev
+           sodium.h:libsodium-dev sqlite3.h:libsqlite3-dev dnnl.h:libdnnl-dev spng.h:libspng-dev jpeglib.h:libjpeg-dev webp/mux.h:libwebp-dev
 $(BUILD)/.libraries: $(BUILD)/.flags
 	@command -v $(firstword $(CC)) >/dev/null || { echo 'there is no C compiler "$(CC)"; `make deps` installs gcc' >&2; exit 1; }; \
 	missing=; for h in $(HEADERS); do \
@@ -108,7 +108,7 @@ $(foreach layer,unit ops golden,$(eval $(call TEST_RULE,$(layer))))
 FUZZ_FLAGS := $(STD) -O1 -g $(WARN) -fsanitize=address,undefined -fno-sanitize-recover=all
 build/fuzz/%: tests/fuzz/%.c $(wildcard base/*.[ch] models/*.[ch] proto/*.[ch] server/cors.[ch] server/peer.[ch] server/trace.[ch])
 	@mkdir -p $(@D)
-	clang $(filter-out -fopenmp,$(FUZZ_FLAGS)) -fsanitize=fuzzer $< $$(sed -n 's,^ \* links: ,,p' $<) -o $@ -ljansson -lutf8proc -ldeflate -lsodium -lm
+	clang $(filter-out -fopenmp,$(FUZZ_FLAGS)) -fsanitize=fuzzer $< $$(sed -n 's,^ \* links: ,,p' $<) -o $@ -ljansson -lutf8proc -ldeflate -lsodium -lspng -ljpeg -lwebp -lwebpmux -lm
 
 # ---- the CUDA backend on the CPU: its own sources under tests/cudasim, by clang with ASan and UBSan; everything else as released ----
 

@@ -66,6 +66,9 @@ only sqlite3.h '^server/(db|audit_db|store_db)\.c$' 'server/db.c, audit_db.c and
 only jansson.h '^(base/json_load\.[ch]|proto/.*|models/(adapter_inspect|adapter_scale|adapter_write|config|config_read|model|checkpoint|safetensors|tokenizer|manifest|manifest_write|manifest_parts)\.[ch])$' 'proto/ and the readers of a checkpoint and of adapters in models/'
 only utf8proc.h '^(models/(unicode|tokenizer)\.c|proto/.*)$' 'models/unicode.c, models/tokenizer.c and proto/'
 only omp.h '^kernels/' kernels/
+only jpeglib.h '^proto/image_(read_)?jpeg\.c$' 'proto/image_jpeg.c and proto/image_read_jpeg.c'
+only webp/ '^proto/image_(read_)?webp\.c$' 'proto/image_webp.c and proto/image_read_webp.c'
+only spng.h '^proto/image_read_png\.c$' proto/image_read_png.c
 
 # ---- sizes and headers ----
 
