@@ -12,7 +12,8 @@
  *  4. Shapes and types are the caller's duty and are checked by assert, which stays on in release. Bad numbers from outside
  *     never reach an op: checkpoint and request are validated before.
  *  5. The result of a row of the first dimension (one picture) depends on that row alone, bit for bit, for a fixed count of
- *     rows in the op call, whatever the other rows hold. be_ref and be_cuda: for any count.
+ *     rows in the op call, whatever the other rows hold. Where the table says rows_are_alone (be_ref, be_cuda):
+ *     for any count. Never on how many threads a lane has.
  *  6. An output never overlaps an input unless the op says "in place".
  *  7. Activations have the type be->act (F32 for be_ref); `x` and `y` of an op have that type unless it says otherwise.
  *
@@ -83,6 +84,7 @@ struct be_config {
 
 struct be_ops {
   const char *name; /* "ref", "cpu", "cuda", "dry" */
+  int rows_are_alone; /* rule 5 holds for any count of rows: pictures may share a call */
 
   /* Fills be->act, be->info and be->priv. On failure nothing is held. close() takes a half-open one. */
   MUST_CHECK int (*open)(struct be *be, const struct be_config *cfg, struct err *e);
@@ -97,7 +99,8 @@ struct be_ops {
   MUST_CHECK int (*sync)(struct be *be, struct err *e);
 
   /* Another context on the same device over the same weights, for another thread (the loader's): its ops, weight_load and lowrank_load
-   * may run while be's do. threads: for its own work, 0 as be. Weights made through one may be used and freed through the other.
+   * may run while be's do. threads: for its own work, 0 as be. Weights and memory made through one may be used and freed through the
+   * other; what an op of one wrote the other may read after sync() on the first and a hand-over between the threads (a lock).
    * Closed with be_close, before be. */
   MUST_CHECK int (*open_lane)(struct be *lane, struct be *be, int threads, struct err *e);
 

@@ -188,6 +188,7 @@ static int dry_count_nonfinite(struct be *be, struct tensor x, int64_t *bad, str
 
 const struct be_ops be_dry = {
     .name = "dry",
+    .rows_are_alone = 1,
     .open = dry_open,
     .close = dry_close,
     .mem_alloc = dry_mem_alloc,

@@ -183,6 +183,7 @@ out:
 
 const struct be_ops be_ref = {
     .name = "ref",
+    .rows_are_alone = 1,
     .open = ref_open,
     .close = ref_close,
     .mem_alloc = ref_mem_alloc,

@@ -1,5 +1,5 @@
 /*
- * model.c - loads a checkpoint (or draws one in memory) and plans its activation memory; see pipeline.h and model.h.
+ * model.c - loads a checkpoint (or draws one in memory); see pipeline.h and model.h. Its activation memory: plan.c, lane.c.
  *
  * Called by server/worker.c, server/generate.c, server/bench.c, tests. Invariants: a model that model_open returned is complete:
  * every tensor that its configuration needs was there, finite and of the right shape. Threads: the thread that owns the backend.
@@ -156,6 +156,7 @@ MUST_CHECK static int model_new(struct model **out, struct be *be, struct err *e
   if (!m)
     return err_set(e, E_NOMEM, "out of memory for a model");
   m->be = be;
+  m->lane = (struct lane){.m = m, .be = be};
   r = generation_new(&m->base, be, e);
   if (r) {
     model_close(m);
@@ -282,7 +283,7 @@ void model_close(struct model *m)
 {
   if (!m)
     return;
-  m->be->ops->mem_free(m->be, m->arena.base);
+  lane_release(&m->lane);
   vae_free(m->vae);
   unet_free(m->unet);
   clip_free(m->clip);
@@ -310,118 +311,4 @@ struct model_sources *model_sources(const struct model *m)
 int model_layers_per_block(const struct model *m)
 {
   return unet_config(m->unet)->layers[0];
-}
-
-/* ---- planning ---- */
-
-/* One pass over everything a picture needs, on a dry run; *step_macs: the UNet's part of the work. */
-MUST_CHECK static int model_dry_pass(struct run *r, const struct model *m, int width, int height, double *step_macs)
-{
-  const struct unet_config *u = unet_config(m->unet);
-  struct unet_context none = {NULL, PROMPT_CHUNK};
-  const struct unet_context *context[DRAW_ROWS] = {&none, &none};
-  static const float t[DRAW_ROWS], time_ids[DRAW_ROWS * 8];
-  int64_t h = height / m->info.vae_factor, w = width / m->info.vae_factor, c = m->info.latent_channels;
-  struct unet_input in = {.t = t, .context = context, .text_embeds = tensor_none()};
-  static const int32_t ids[PROMPT_CHUNK];
-  struct tensor hidden, out, rgb;
-  size_t mark = run_mark(r);
-  int code;
-
-  if (m->clip) {
-    hidden = run_alloc(r, PROMPT_MAX_CHUNKS, 1, PROMPT_CHUNK, clip_config(m->clip)->width);
-    code = clip_forward(r, m->clip, ids, 1, tensor_batch(hidden, 0, 1), tensor_none());
-    if (code)
-      return code;
-  }
-  run_reset(r, mark);
-  in.sample = run_alloc(r, DRAW_ROWS, h, w, c);
-  if (u->add_time_dim) {
-    in.n_time_ids = 6;
-    in.time_ids = time_ids;
-    in.text_embeds = run_alloc(r, DRAW_ROWS, 1, 1, u->add_in_dim - 6 * u->add_time_dim);
-  }
-  out = run_alloc_type(r, DT_F32, DRAW_ROWS, h, w, c);
-  *step_macs = r->macs;
-  code = unet_forward(r, m->unet, &in, out);
-  if (code)
-    return code;
-  *step_macs = r->macs - *step_macs;
-  run_reset(r, mark);
-  in.sample = run_alloc(r, 1, h, w, c);
-  rgb = run_alloc_type(r, DT_F32, 1, height, width, 3);
-  run_alloc_type(r, DT_U8, 1, height, width, 3);
-  code = vae_decode(r, m->vae, in.sample, rgb);
-  run_reset(r, mark);
-  return code;
-}
-
-MUST_CHECK static int check_size(const struct model *m, int width, int height, struct err *e)
-{
-  int k = m->info.size_multiple;
-
-  if (width < k || height < k || width % k || height % k || width > MODEL_MAX_SIDE || height > MODEL_MAX_SIDE)
-    return err_field(e, E_ARG, "size", "width and height must be multiples of %d from %d to %d; got %dx%d", k, k,
-                     MODEL_MAX_SIDE, width, height);
-  return 0;
-}
-
-/* Runs one pass on be_dry and hands back what it would need and do. */
-MUST_CHECK static int dry_run(struct model *m, int width, int height, size_t *bytes, double *step_macs, struct err *e)
-{
-  struct be_config cfg = {0};
-  struct arena arena;
-  struct run run;
-  struct be dry;
-  int r;
-
-  *bytes = 0;
-  *step_macs = 0;
-  r = check_size(m, width, height, e);
-  if (r)
-    return r;
-  r = be_open(&dry, &be_dry, &cfg, e);
-  if (r)
-    return r;
-  dry.act = m->be->act;
-  arena_init(&arena, NULL, SIZE_MAX);
-  run_init(&run, &dry, &arena, m->base, e);
-  r = model_dry_pass(&run, m, width, height, step_macs);
-  be_close(&dry);
-  *bytes = arena.peak;
-  return r;
-}
-
-int model_plan_bytes(struct model *m, int width, int height, size_t *bytes, struct err *e)
-{
-  double macs;
-
-  return dry_run(m, width, height, bytes, &macs, e);
-}
-
-int model_step_flops(struct model *m, int width, int height, double *flops, struct err *e)
-{
-  size_t bytes;
-  int r = dry_run(m, width, height, &bytes, flops, e);
-
-  *flops *= 2;
-  return r;
-}
-
-int model_reserve(struct model *m, int width, int height, struct err *e)
-{
-  size_t bytes;
-  void *base;
-  int r;
-
-  r = model_plan_bytes(m, width, height, &bytes, e);
-  if (r)
-    return r;
-  r = m->be->ops->mem_alloc(m->be, bytes, &base, e);
-  if (r)
-    return r;
-  m->be->ops->mem_free(m->be, m->arena.base);
-  arena_init(&m->arena, base, bytes);
-  m->reserved_pixels = (int64_t)width * height;
-  return 0;
 }

@@ -1,13 +1,14 @@
 /*
- * pipeline.c - a prompt becomes a picture; see pipeline.h.
+ * pipeline.c - the two ends of a picture's life; see pipeline.h.
  *
- *   draw_prepare   any thread     check, tokenise, plan the sampler
- *   draw_start     device thread  encode both prompts, keys and values of every cross-attention, initial noise
- *   draw_step      device thread  one UNet pass over the picture's rows, one linear update of its latent
- *   draw_decode    device thread  VAE, pixels
+ *   draw_prepare                  any thread     check, tokenise, plan the sampler
+ *   draw_start                    a lane         encode both prompts, keys and values of every cross-attention, initial noise
+ *   draw_step, batch_step         device thread  one UNet pass, one linear update of the latent (step.c, batch.c)
+ *   draw_snapshot, draw_preview   a lane         what it looks like so far (picture.c)
+ *   draw_decode                   a lane         VAE, pixels (picture.c)
+ *   draw_close                    any thread
  *
- * Invariants: a draw holds all its device memory from draw_start on, and no call allocates after that. Rows of the UNet are in the
- * order (negative, prompt), or only (prompt) without guidance. A picture whose latents or pixels are not finite never leaves.
+ * Invariants: see draw.h.
  */
 #include <math.h>
 #include <stdio.h>
@@ -15,27 +16,7 @@
 #include <string.h>
 
 #include "models/condition.h"
-#include "models/model.h"
-#include "models/rng.h"
-
-enum { SIDE_PROMPT, SIDE_NEGATIVE, SIDES };
-
-struct draw {
-  struct model *m;
-  struct generation *g;                 /* pinned by draw_start; a reference */
-  struct draw_params p;                 /* prompt texts are not kept */
-  struct sampler_plan plan;
-  struct prompt_tokens tokens[SIDES];   /* [SIDE_NEGATIVE] unused without guidance */
-  struct rng rng;
-  int rows;                             /* of the UNet: 1 or 2 */
-  int step;                             /* done */
-  int64_t h, w, c;                      /* of the latent */
-  void *mem;                            /* device slab that everything below lives in */
-  struct unet_context context[SIDES];
-  struct tensor x, x0_old, noise;       /* (1, h, w, c) F32 */
-  struct tensor model_out;              /* (rows, h, w, c) F32 */
-  float *host;                          /* two latents of scratch: torch's order and ours */
-};
+#include "models/draw.h"
 
 /* ---- preparation: no device ---- */
 
@@ -45,9 +26,9 @@ MUST_CHECK static int check_params(const struct model *m, const struct draw_para
 
   if (p->width < k || p->height < k || p->width % k || p->height % k)
     return err_field(e, E_ARG, "size", "width and height must be multiples of %d; got %dx%d", k, p->width, p->height);
-  if ((int64_t)p->width * p->height > m->reserved_pixels)
+  if ((int64_t)p->width * p->height > (int64_t)m->reserved_width * m->reserved_height)
     return err_field(e, E_ARG, "size", "%dx%d is larger than this server's %lld pixels a picture", p->width, p->height,
-                     (long long)m->reserved_pixels);
+                     (long long)m->reserved_width * m->reserved_height);
   if (p->steps < 1 || p->steps > SAMPLER_MAX_STEPS)
     return err_field(e, E_ARG, "steps", "steps must be from 1 to %d; got %d", SAMPLER_MAX_STEPS, p->steps);
   if (!(p->guidance >= 0 && p->guidance <= 100))
@@ -145,12 +126,18 @@ static size_t lay_out(struct draw *d, char *mem)
   d->x = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
   d->x0_old = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
   d->noise = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
-  d->model_out = place(mem, &top, DT_F32, d->rows, d->h, d->w, d->c);
+  d->snapshot = place(mem, &top, act, 1, d->h, d->w, d->c);
   return top;
 }
 
-/* Normals in torch's order (C, h, w), times scale, into a latent (h, w, C). */
-MUST_CHECK static int upload_noise(struct draw *d, struct tensor to, float scale, struct err *e)
+size_t draw_bytes(const struct draw *d)
+{
+  struct draw sized = *d;
+
+  return lay_out(&sized, NULL);
+}
+
+int draw_upload_noise(struct draw *d, struct be *be, struct tensor to, float scale, struct err *e)
 {
   int64_t n = d->h * d->w, C = d->c;
   float *torch = d->host, *ours = d->host + n * C;
@@ -159,126 +146,29 @@ MUST_CHECK static int upload_noise(struct draw *d, struct tensor to, float scale
   for (int64_t c = 0; c < C; c++)
     for (int64_t i = 0; i < n; i++)
       ours[i * C + c] = scale * torch[c * n + i];
-  return d->m->be->ops->upload(d->m->be, to, ours, DT_F32, e);
+  return be->ops->upload(be, to, ours, DT_F32, e);
 }
 
-int draw_start(struct draw *d, struct generation *g, struct err *e)
+int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err *e)
 {
-  struct model *m = d->m;
+  struct be *be = l->be;
   struct run run;
   int r;
 
-  r = m->be->ops->mem_alloc(m->be, lay_out(d, NULL), &d->mem, e);
+  if (!(l->work & LANE_ENDS))
+    return err_set(e, E_INTERNAL, "this lane has no memory for encoding a prompt");
+  r = be->ops->mem_alloc(be, lay_out(d, NULL), &d->mem, e);
   if (r)
     return r;
   lay_out(d, d->mem);
   d->g = generation_ref(g);
-  run_init(&run, m->be, &m->arena, g, e);
+  run_init(&run, be, &l->arena, g, e);
   for (int i = 0; !r && i < d->rows; i++)
-    r = condition_fill(&run, m, &d->tokens[i], d->p.clip_skip, &d->context[i]);
-  return r ? r : upload_noise(d, d->x, d->plan.init_scale, e);
-}
-
-/* ---- steps ---- */
-
-/* The UNet on this picture's rows -> d->model_out. */
-MUST_CHECK static int predict(struct draw *d, struct run *r, const struct sampler_step *s)
-{
-  struct model *m = d->m;
-  const struct unet_config *u = unet_config(m->unet);
-  /* SDXL's added embedding, only reached by benchmarks: original size, crop, target size */
-  float t[DRAW_ROWS] = {s->timestep, s->timestep}, scale[DRAW_ROWS] = {s->scale_in, s->scale_in};
-  float size[DRAW_ROWS * 6];
-  int src[DRAW_ROWS] = {0, 0};
-  const struct unet_context *context[DRAW_ROWS] = {&d->context[d->rows > 1 ? SIDE_NEGATIVE : SIDE_PROMPT],
-                                                   &d->context[SIDE_PROMPT]};
-  struct unet_input in = {.t = t, .context = context, .text_embeds = tensor_none()};
-  size_t mark = run_mark(r);
-  int code;
-
-  in.sample = run_alloc(r, d->rows, d->h, d->w, d->c);
-  if (u->add_time_dim) {
-    in.text_embeds = run_alloc(r, d->rows, 1, 1, u->add_in_dim - 6 * u->add_time_dim);
-    for (int i = 0; i < DRAW_ROWS * 6; i++)
-      size[i] = i % 6 == 2 || i % 6 == 3 ? 0 : (float)(i % 2 ? d->p.width : d->p.height);
-    in.time_ids = size;
-    in.n_time_ids = 6;
-    if (!r->code)
-      r->code = condition_stand_in(r, in.text_embeds);
-  }
-  if (!r->code)
-    r->code = r->be->ops->gather_scale(r->be, in.sample, d->x, src, scale, r->e);
-  code = r->code ? r->code : unet_forward(r, m->unet, &in, d->model_out);
-  run_reset(r, mark);
-  return code;
-}
-
-int draw_step(struct draw *d, struct err *e)
-{
-  const struct sampler_step *s = &d->plan.step[d->step];
-  struct be *be = d->m->be;
-  struct step_coef coef = s->coef;
-  struct run run;
-  int r;
-
-  if (d->step >= d->plan.n)
-    return err_set(e, E_INTERNAL, "the picture has no step left");
-  run_init(&run, be, &d->m->arena, d->g, e);
-  r = predict(d, &run, s);
-  if (!r && d->p.sampler == SAMPLER_EULER_A)
-    r = upload_noise(d, d->noise, 1, e); /* every step, as diffusers does: the generator's place decides the next noise */
-  if (r)
-    return r;
-  coef.guidance = d->p.guidance;
-  coef.row_uncond = 0;
-  coef.row_cond = d->rows - 1;
-  r = be->ops->sampler_step(be, d->x, d->x0_old, d->model_out, coef.c_noise != 0 ? d->noise : tensor_none(), &coef, e);
-  if (!r)
-    d->step++;
-  return r;
-}
-
-/* ---- the picture ---- */
-
-MUST_CHECK static int check_finite(struct be *be, struct tensor t, const char *what, struct err *e)
-{
-  int64_t bad = 0;
-  int r = be->ops->count_nonfinite(be, t, &bad, e);
-
-  if (!r && bad)
-    r = err_set(e, E_INTERNAL, "%lld values of the %s are not finite: the picture is withheld", (long long)bad, what);
-  return r;
-}
-
-int draw_decode(struct draw *d, uint8_t *rgb, struct err *e)
-{
-  struct model *m = d->m;
-  struct be *be = m->be;
-  const float scale = (float)(1 / vae_config(m->vae)->scaling_factor);
-  const int src = 0;
-  struct tensor z, picture, bytes;
-  struct run run;
-  int r;
-
-  if (d->step < d->plan.n)
-    return err_set(e, E_INTERNAL, "the picture is not finished");
-  run_init(&run, be, &m->arena, d->g, e);
-  z = run_alloc(&run, 1, d->h, d->w, d->c);
-  picture = run_alloc_type(&run, DT_F32, 1, d->p.height, d->p.width, 3);
-  bytes = run_alloc_type(&run, DT_U8, 1, d->p.height, d->p.width, 3);
-  r = run.code ? run.code : check_finite(be, d->x, "latent", e);
-  if (!r)
-    r = be->ops->gather_scale(be, z, d->x, &src, &scale, e);
-  if (!r)
-    r = vae_decode(&run, m->vae, z, picture);
-  if (!r)
-    r = check_finite(be, picture, "picture", e);
-  if (!r)
-    r = be->ops->to_rgb8(be, bytes, picture, e);
-  if (!r)
-    r = be->ops->download(be, rgb, DT_U8, bytes, e);
+    r = condition_fill(&run, d->m, &d->tokens[i], d->p.clip_skip, &d->context[i]);
   run_reset(&run, 0);
-  return r;
+  if (!r)
+    r = draw_upload_noise(d, be, d->x, d->plan.init_scale, e);
+  return r ? r : be->ops->sync(be, e); /* another lane goes on */
 }
 
 int draw_latents(struct draw *d, float *out, struct err *e)

@@ -2,11 +2,11 @@
  * pipeline.h - the engine's public header: a prompt becomes a picture, one step at a time.
  *
  * A `struct model` is one loaded checkpoint and is immutable. A `struct draw` is one picture on its way: its latents, its
- * encoded prompts, its place in the sampler's plan. The device thread starts a draw, steps it until it is done, decodes it
- * and closes it; several draws may be alive at once and each call may advance several.
+ * encoded prompts, its place in the sampler's plan. It is prepared on any thread, started and decoded on the thread of a lane
+ * (lane.h), and stepped by the device thread, alone (draw_step) or with others (batch.h).
  *
- * Called by server/worker.c, server/generate.c, server/bench.c and tests. Threads: tokenising (pipeline_prepare) may run on any
- * thread; everything that takes a struct be runs on the thread that owns it.
+ * Called by server/worker.c, server/generate.c, server/bench.c and tests. Threads: a draw is used by one thread at a time, and handed over
+ * under a lock. What takes a lane runs on that lane's thread. draw_preview alone may run beside steps; see there.
  */
 #ifndef SAFELIGHT_MODELS_PIPELINE_H
 #define SAFELIGHT_MODELS_PIPELINE_H
@@ -16,6 +16,7 @@
 #include "base/err.h"
 #include "kernels/backend.h"
 #include "models/generation.h"
+#include "models/lane.h"
 #include "models/prompt.h"
 #include "models/sampler.h"
 
@@ -33,7 +34,7 @@ struct model_info {
   int64_t unet_params, text_params, vae_params;
 };
 
-/* What decides a picture. Strings belong to the caller and are copied by pipeline_prepare. */
+/* What decides a picture. Strings and pictures belong to the caller; draw_prepare keeps what it needs of them. */
 struct draw_params {
   const char *prompt, *negative;      /* UTF-8 */
   size_t prompt_len, negative_len;
@@ -62,26 +63,34 @@ int model_layers_per_block(const struct model *m); /* of the UNet, for adapter_n
 MUST_CHECK int model_plan_bytes(struct model *m, int width, int height, size_t *bytes, struct err *e);
 /* Floating point operations (two a multiply-add) of one UNet step with guidance, by an exact walk over its layers. */
 MUST_CHECK int model_step_flops(struct model *m, int width, int height, double *flops, struct err *e);
-/* Makes the slab large enough for pictures up to width x height pixels; called once before serving. */
+/* Makes the main lane's slab large enough for pictures up to width x height pixels; called once before serving. model_reserve_for: for some of
+ * the work alone (enum lane_work, or'ed), when other lanes do the rest. */
 MUST_CHECK int model_reserve(struct model *m, int width, int height, struct err *e);
+MUST_CHECK int model_reserve_for(struct model *m, int width, int height, int work, struct err *e);
 
 /* Checks the params against the model, tokenises and plans; no device work, any thread. *d is NULL after failure. E_ARG names
  * the field ("width", "steps", "prompt", ...) and the bound. */
 MUST_CHECK int draw_prepare(struct draw **d, struct model *m, const struct draw_params *p, struct err *e);
-/* Device thread: pins the generation g (a reference of its own, until draw_close), encodes the prompts through it and draws the initial
- * noise. Every later call for this picture reads g's weights, text encoder and VAE included. */
-MUST_CHECK int draw_start(struct draw *d, struct generation *g, struct err *e);
+/* Pins the generation g (a reference of its own, until draw_close), encodes the prompts through it and draws the initial noise, on a lane with
+ * LANE_ENDS. Every later call for this picture reads g's weights, VAE included. */
+MUST_CHECK int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err *e);
 const struct generation *draw_generation(const struct draw *d); /* NULL before draw_start */
-/* Device thread: one UNet step. */
+size_t draw_bytes(const struct draw *d);     /* of device memory from draw_start to draw_close */
+/* Device thread: one step on the main lane. */
 MUST_CHECK int draw_step(struct draw *d, struct err *e);
 int draw_step_index(const struct draw *d);   /* steps done */
 int draw_step_count(const struct draw *d);   /* steps in all */
 int draw_prompt_tokens(const struct draw *d);
-/* Device thread, after the last step: pixels, width*height*3 bytes RGB. E_INTERNAL when latents or picture are not finite: such a
+/* After the last step: pixels, width*height*3 bytes RGB, on a lane with LANE_ENDS. E_INTERNAL when latents or picture are not finite: such a
  * picture is never shown. rgb is the caller's. */
-MUST_CHECK int draw_decode(struct draw *d, uint8_t *rgb, struct err *e);
+MUST_CHECK int draw_decode(struct draw *d, struct lane *l, uint8_t *rgb, struct err *e);
+/* Device thread, after a step: keeps the sampler's present idea of the finished latent in the draw, for draw_preview. Cheap. */
+MUST_CHECK int draw_snapshot(struct draw *d, struct err *e);
+/* The last snapshot as pixels, like draw_decode (E_INTERNAL when it is not finite, or there is none). May run on its lane's thread while the
+ * device thread steps the same draw; not beside another call of draw_snapshot, draw_preview, draw_decode or draw_close for it. */
+MUST_CHECK int draw_preview(struct draw *d, struct lane *l, uint8_t *rgb, struct err *e);
 /* The latents as torch lays them out (C, h, w), for tests; out holds C*h*w floats. */
 MUST_CHECK int draw_latents(struct draw *d, float *out, struct err *e);
-void draw_close(struct draw *d); /* takes NULL; device thread once started */
+void draw_close(struct draw *d); /* takes NULL; any thread */
 
 #endif

@@ -70,7 +70,7 @@ MUST_CHECK static int time_picture(struct model *m, const struct draw_params *p,
   if ((r = draw_prepare(&d, m, p, e)))
     goto out;
   start = now();
-  if ((r = draw_start(d, model_base(m), e)))
+  if ((r = draw_start(d, model_lane(m), model_base(m), e)))
     goto out;
   t->text = now() - start;
   while (draw_step_index(d) < draw_step_count(d)) {
@@ -83,7 +83,7 @@ MUST_CHECK static int time_picture(struct model *m, const struct draw_params *p,
   }
   t->step = bench_median(step, draw_step_count(d));
   mark = now();
-  r = draw_decode(d, rgb, e);
+  r = draw_decode(d, model_lane(m), rgb, e);
   t->vae = now() - mark;
   t->total = now() - start;
 out:

@@ -155,8 +155,8 @@ int bench_lora(struct lora_cost *cost, struct model *m, struct be *be, const str
   cost->sites = a->n;
   use.adapter = a;
   if ((r = generation_build(&g, model_base(m), model_sources(m), be, &use, 1, FORM_RUNTIME, NULL, e)) ||
-      (r = draw_prepare(&with, m, &two, e)) || (r = draw_prepare(&without, m, &two, e)) || (r = draw_start(with, g, e)) ||
-      (r = draw_start(without, model_base(m), e)))
+      (r = draw_prepare(&with, m, &two, e)) || (r = draw_prepare(&without, m, &two, e)) || (r = draw_start(with, model_lane(m), g, e)) ||
+      (r = draw_start(without, model_lane(m), model_base(m), e)))
     goto out;
   r = step_in_turn(cost, with, without, be->threads, e);
 out:

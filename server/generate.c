@@ -182,7 +182,7 @@ MUST_CHECK static int draw_picture(struct model *m, struct generation *g, const 
 
   r = draw_prepare(&d, m, p, e);
   if (!r)
-    r = draw_start(d, g, e);
+    r = draw_start(d, model_lane(m), g, e);
   started = now();
   while (!r && draw_step_index(d) < draw_step_count(d)) {
     r = draw_step(d, e);
@@ -190,7 +190,7 @@ MUST_CHECK static int draw_picture(struct model *m, struct generation *g, const 
       show_progress(draw_step_index(d), draw_step_count(d), started);
   }
   if (!r)
-    r = draw_decode(d, rgb, e);
+    r = draw_decode(d, model_lane(m), rgb, e);
   draw_close(d);
   return r;
 }

@@ -136,7 +136,7 @@ static int slot_advance(struct worker *w, struct slot *s)
   if (!e->code && stop)
     job_stop_reason(e, stop);
   if (!e->code && !s->is_started) {
-    r = draw_start(s->pic->draw, j->generation, e);
+    r = draw_start(s->pic->draw, model_lane(w->serving.model), j->generation, e);
     s->is_started = 1;
     j->times.text += (double)(clock_ns() - t) / 1e6;
     if (!r)
@@ -148,7 +148,7 @@ static int slot_advance(struct worker *w, struct slot *s)
     if (!r)
       return 1;
   } else if (!e->code) {
-    r = draw_decode(s->pic->draw, s->pic->rgb, e);
+    r = draw_decode(s->pic->draw, model_lane(w->serving.model), s->pic->rgb, e);
     j->times.vae += (double)(clock_ns() - t) / 1e6;
     j->drawn += !r;
   }

@@ -165,6 +165,7 @@ static int cpu_sync(struct be *be, struct err *e)
 
 const struct be_ops be_cpu = {
   .name = "cpu",
+  .rows_are_alone = 0, /* oneDNN blocks a product by its rows */
   .open = cpu_open,
   .close = cpu_close,
   .mem_alloc = cpu_mem_alloc,

@@ -234,6 +234,7 @@ static int cuda_download(struct be *be, void *dst, enum dtype dst_type, struct t
 
 const struct be_ops be_cuda = {
     .name = "cuda",
+    .rows_are_alone = 1,
     .open = cuda_open,
     .close = cuda_close,
     .mem_alloc = cuda_mem_alloc,

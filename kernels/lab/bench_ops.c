@@ -407,7 +407,7 @@ int main(int argc, char **argv)
   if (model_open_synthetic(&m, &be, arch, &e) || model_reserve(m, size, size, &e))
     return fail(&e);
   printf("model: %.2f s, of which %.2f s to pack %.1f M parameters\n", clock_s() - t, load_s, load_params * 1e-6);
-  if (draw_prepare(&d, m, &p, &e) || draw_start(d, model_base(m), &e))
+  if (draw_prepare(&d, m, &p, &e) || draw_start(d, model_lane(m), model_base(m), &e))
     return fail(&e);
   for (int i = 0; i < steps; i++) {
     now = &step_log;
@@ -422,7 +422,7 @@ int main(int argc, char **argv)
     now = &decode_log;
     now->at = 0;
     t = clock_s();
-    if (draw_decode(d, rgb, &e))
+    if (draw_decode(d, model_lane(m), rgb, &e))
       printf("decode: %s\n", e.msg);
     t = clock_s() - t;
     best_decode = t < best_decode ? t : best_decode;

@@ -65,11 +65,11 @@ static void draw(struct rig *r, struct drawn *out)
   struct draw *d;
 
   must(draw_prepare(&d, r->m, &p, &e), &e);
-  must(draw_start(d, model_base(r->m), &e), &e);
+  must(draw_start(d, model_lane(r->m), model_base(r->m), &e), &e);
   while (draw_step_index(d) < draw_step_count(d))
     must(draw_step(d, &e), &e);
   must(draw_latents(d, out->latent, &e), &e);
-  must(draw_decode(d, out->rgb, &e), &e);
+  must(draw_decode(d, model_lane(r->m), out->rgb, &e), &e);
   draw_close(d);
 }
 

@@ -73,7 +73,7 @@ static struct draw *start(struct generation *g)
   struct draw *d;
 
   must(draw_prepare(&d, model, &p, &e));
-  must(draw_start(d, g, &e));
+  must(draw_start(d, model_lane(model), g, &e));
   return d;
 }
 
@@ -84,7 +84,7 @@ static uint8_t *finish(struct draw *d)
   assert_non_null(rgb);
   while (draw_step_index(d) < draw_step_count(d))
     must(draw_step(d, &e));
-  must(draw_decode(d, rgb, &e));
+  must(draw_decode(d, model_lane(model), rgb, &e));
   draw_close(d);
   return rgb;
 }

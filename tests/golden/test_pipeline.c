@@ -95,11 +95,11 @@ static void draw(struct model *m, const struct draw_params *p, float *latent, ui
   struct draw *d;
 
   must(draw_prepare(&d, m, p, &e), &e);
-  must(draw_start(d, model_base(m), &e), &e);
+  must(draw_start(d, model_lane(m), model_base(m), &e), &e);
   while (draw_step_index(d) < draw_step_count(d))
     must(draw_step(d, &e), &e);
   must(draw_latents(d, latent, &e), &e);
-  must(draw_decode(d, rgb, &e), &e);
+  must(draw_decode(d, model_lane(m), rgb, &e), &e);
   draw_close(d);
 }
 

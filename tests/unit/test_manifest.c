@@ -218,7 +218,7 @@ static void test_prediction_is_the_pictures(void **state)
   (void)state;
   assert_int_equal(model_info(m)->vae_factor * 16, 128);
   must(model_reserve(m, 128, 128, &e), &e);
-  must(draw_prepare(&d, m, &p, &e) || draw_start(d, g, &e) || draw_step(d, &e) || draw_latents(d, got, &e), &e);
+  must(draw_prepare(&d, m, &p, &e) || draw_start(d, model_lane(m), g, &e) || draw_step(d, &e) || draw_latents(d, got, &e), &e);
   draw_close(d);
   must(sampler_plan(&plan, &m->schedule, SAMPLER_DDIM, 0, 1, &e), &e);
   must(predictor_new(&pr, m, &lane[CPU32], 16, 16, &e), &e);

@@ -1,0 +1,43 @@
+/*
+ * draw.h - what a picture on its way is made of; shared by the files that move it: pipeline.c (prepare, start, close), first.c (the picture
+ * that it starts from), step.c (steps), picture.c (pixels), batch.c (many at once). Nobody else includes it.
+ *
+ * Invariants: a draw holds all its device memory from draw_start on, and no later call allocates. Rows of the UNet are in the order
+ * (negative, prompt), or only (prompt) without guidance. Threads: one at a time, with one exception: draw_preview reads `snapshot` and what
+ * never changes after draw_start, and may run beside steps.
+ */
+#ifndef SAFELIGHT_MODELS_DRAW_H
+#define SAFELIGHT_MODELS_DRAW_H
+
+#include "models/model.h"
+#include "models/rng.h"
+
+enum { SIDE_PROMPT, SIDE_NEGATIVE, SIDES };
+
+struct draw {
+  struct model *m;
+  struct generation *g;                 /* pinned by draw_start; a reference */
+  struct draw_params p;                 /* texts and pictures of the caller are not kept */
+  struct sampler_plan plan;
+  struct prompt_tokens tokens[SIDES];   /* [SIDE_NEGATIVE] unused without guidance */
+  struct rng rng;
+  int rows;                             /* of the UNet: 1 or 2 */
+  int step;                             /* done */
+  int64_t h, w, c;                      /* of the latent */
+  void *mem;                            /* device slab that everything below lives in */
+  struct unet_context context[SIDES];
+  struct tensor x, x0_old, noise;       /* (1, h, w, c) F32 */
+  struct tensor snapshot;               /* (1, h, w, c) act: what the VAE takes, of draw_snapshot */
+  int has_snapshot;
+  float *host;                          /* two latents of scratch: torch's order and ours; never of draw_preview */
+};
+
+/* Normals in torch's order (C, h, w), times scale, into a latent (h, w, C). */
+MUST_CHECK int draw_upload_noise(struct draw *d, struct be *be, struct tensor to, float scale, struct err *e);
+
+/* One UNet pass on the lane for n draws of one size with rows in all <= RUN_MAX_ROWS, and each one's update. err: n entries with code 0; a draw
+ * whose entry has a code afterwards has failed and the others have not. Returns 0, or the code of the pass when that failed: then every entry has
+ * it, and no draw was touched. */
+MUST_CHECK int step_draws(struct lane *l, struct draw *const *d, int n, struct err *err);
+
+#endif

@@ -1,0 +1,35 @@
+/*
+ * lane.h - where a part of a picture's work runs: a context of the backend and activation memory for it, for one thread.
+ *
+ * A model has a main lane, the backend and slab that it was opened and reserved with. Other lanes are opened beside it, so that text
+ * encoding, decoding and previews, each on a thread of its own, do not hold up the steps. What a draw owns (latents, keys and values) may be
+ * made through one lane and used and freed through another, once the call that made it has returned and the draw was handed over (a lock).
+ * Its bits do not depend on the lane, nor on how many threads that has.
+ *
+ * Called by the server, batch.c and tests. Threads: a lane belongs to one thread at a time; opening and closing while others draw is fine.
+ */
+#ifndef SAFELIGHT_MODELS_LANE_H
+#define SAFELIGHT_MODELS_LANE_H
+
+#include <stddef.h>
+
+#include "base/err.h"
+
+struct lane;
+struct model;
+
+/* What a lane has memory for. */
+enum lane_work {
+  LANE_ENDS = 1,   /* draw_start, draw_decode, draw_preview: text encoder and VAE */
+  LANE_STEPS = 2,  /* draw_step: UNet */
+  LANE_ALL = 3
+};
+
+/* After model_reserve: memory for pictures of the reserved size. threads: for its own work; 0: as many as the backend. work: enum lane_work,
+ * or'ed. On failure *l is NULL. Closed before the model. */
+MUST_CHECK int lane_open(struct lane **l, struct model *m, int threads, int work, struct err *e);
+void lane_close(struct lane *l); /* takes NULL and, doing nothing, the model's own */
+struct lane *model_lane(struct model *m);      /* the model's own; the thread that owns the backend */
+size_t lane_bytes(const struct lane *l);       /* of activation memory */
+
+#endif
