@@ -12,12 +12,30 @@
 
 enum { BUSY_MS = 5000 };
 
-/* ENOSPC is SQLITE_FULL; what else says "no room" comes as an error of the write. */
+static int is_no_room(int number)
+{
+  return number == ENOSPC || number == EDQUOT || number == EFBIG;
+}
+
+/* errno of the last call that failed on the database (SQLITE_FCNTL_FILE_POINTER) or its log (SQLITE_FCNTL_JOURNAL_POINTER). */
+static int last_errno(sqlite3 *sql, int which)
+{
+  sqlite3_file *file = NULL;
+  int number = 0;
+
+  if (sqlite3_file_control(sql, "main", which, &file) != SQLITE_OK || !file || !file->pMethods ||
+      file->pMethods->xFileControl(file, SQLITE_FCNTL_LAST_ERRNO, &number) != SQLITE_OK)
+    return 0;
+  return number;
+}
+
+/* ENOSPC is SQLITE_FULL; what else says "no room" (a quota, a limit) comes as an error of the write. sqlite3_system_errno has forgotten it by now. */
 static int is_full(sqlite3 *sql)
 {
-  int code = sqlite3_extended_errcode(sql), why = sqlite3_system_errno(sql);
+  int code = sqlite3_extended_errcode(sql);
 
-  return code == SQLITE_FULL || ((code & 0xff) == SQLITE_IOERR && (why == ENOSPC || why == EDQUOT || why == EFBIG));
+  return code == SQLITE_FULL || (code == SQLITE_IOERR_WRITE && (is_no_room(last_errno(sql, SQLITE_FCNTL_JOURNAL_POINTER)) ||
+                                                                is_no_room(last_errno(sql, SQLITE_FCNTL_FILE_POINTER))));
 }
 
 int db_fail(const struct db *d, const char *what, struct err *e)
@@ -113,7 +131,7 @@ int db_open_writer(struct db *d, const char *dir, const char *name, struct err *
     return e->code;
   fd = open(d->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600); /* made here for its mode, whatever the umask is */
   if (fd < 0)
-    return err_field(e, errno == ENOSPC || errno == EDQUOT ? E_FULL : E_FILE, name, "cannot write %s: %s", d->path, strerror(errno));
+    return err_field(e, is_no_room(errno) ? E_FULL : E_FILE, name, "cannot write %s: %s", d->path, strerror(errno));
   close(fd);
   if (open_file(d, SQLITE_OPEN_READWRITE, e))
     return e->code;

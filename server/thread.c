@@ -42,6 +42,17 @@ void lock_wait(struct lock *l, pthread_cond_t *cv)
   holding = l;
 }
 
+void lock_wait_for(struct lock *l, pthread_cond_t *cv, int ms)
+{
+  int64_t until = clock_ns() + (int64_t)ms * 1000000;
+  struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+
+  HELD(l);
+  holding = NULL;
+  pthread_cond_clockwait(cv, &l->mu, CLOCK_MONOTONIC, &t);
+  holding = l;
+}
+
 int lock_is_held(const struct lock *l)
 {
   return holding == l;

@@ -16,7 +16,8 @@
 
 #include "base/err.h"
 
-enum thread_kind { THREAD_OTHER, THREAD_MAIN, THREAD_HTTP, THREAD_WATCH, THREAD_DEVICE, THREAD_ENCODE, THREAD_AUDIT, THREAD_LOADER, THREAD_ADMIN };
+enum thread_kind { THREAD_OTHER, THREAD_MAIN, THREAD_HTTP, THREAD_WATCH, THREAD_DEVICE, THREAD_ENCODE, THREAD_AUDIT, THREAD_LOADER,
+                   THREAD_ADMIN, THREAD_STORE };
 
 extern _Thread_local enum thread_kind thread_self;
 
@@ -32,6 +33,8 @@ void lock_fini(struct lock *l);
 void lock_take(struct lock *l);   /* asserts that this thread holds none */
 void lock_drop(struct lock *l);
 void lock_wait(struct lock *l, pthread_cond_t *cv); /* held before and after, dropped while waiting */
+/* The same for at most ms. */
+void lock_wait_for(struct lock *l, pthread_cond_t *cv, int ms);
 int lock_is_held(const struct lock *l);             /* by this thread */
 
 #define HELD(l) assert(lock_is_held(l))
