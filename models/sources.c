@@ -29,7 +29,9 @@ void sources_close(struct model_sources *s)
 
 int64_t site_count(const struct site *s)
 {
-  return s->out * site_columns(s);
+  int64_t area = s->kind == WEIGHT_CONV ? (int64_t)s->kh * s->kw : 1;
+
+  return s->kind == WEIGHT_NORM ? s->out : s->out * s->in * area;
 }
 
 /* The shape in the checkpoint; its number of dimensions. */

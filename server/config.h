@@ -28,9 +28,9 @@ struct config {
   float guidance, max_guidance;
   char sampler[CONFIG_TEXT];
   int max_n;
-  int queue, running;
+  int queue, running, batch;
   int deadline_s, drain_s, client_s;
-  int max_body_kb, max_connections;
+  int max_body_kb, max_upload_kb, max_connections;
   int page, log_json, log_prompts;
   char state[CONFIG_TEXT];
   int audit_prompts;

@@ -4,9 +4,12 @@
 #include "server/encode.h"
 
 #include <sodium.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "server/metrics.h"
+#include "server/surface.h"
 #include "server/version.h"
 
 struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s)
@@ -36,38 +39,15 @@ struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s
   };
 }
 
-static int encode_png(struct encoder *n, struct job *j, int i, struct buf *out, struct err *e)
+static int encode_file(struct encoder *n, struct job *j, int i, struct err *e)
 {
-  const struct serving *s = &n->worker->serving; /* published before the first job was admitted */
-  struct recipe recipe = encoder_recipe(j, i, s);
+  struct recipe recipe = encoder_recipe(j, i, &n->worker->serving); /* published before the first job was admitted */
 
-  return image_encode_picture(n->image, out, j->pic[i].rgb, &recipe, n->detail, e);
-}
-
-static int encode_json(struct encoder *n, struct job *j, const struct buf *png, struct err *e)
-{
-  const struct serving *s = &n->worker->serving;
-  struct openai_picture pic[REQUEST_N_MAX];
-  struct recipe recipe = encoder_recipe(j, 0, s);
-  int f = s->info->vae_factor;
-  struct openai_result res = {
-      .picture = pic,
-      .n = j->req.n,
-      .created = (int64_t)time(NULL),
-      .text_tokens = j->tokens,
-      .image_tokens = j->req.n * (j->req.width / f) * (j->req.height / f),
-      .request_id = j->id,
-      .recipe = &recipe,
-      .times = &j->times,
-  };
-
-  for (int i = 0; i < j->req.n; i++)
-    pic[i] = (struct openai_picture){.file = png[i].p, .len = png[i].len, .seed = j->pic[i].seed};
-  return openai_encode_result(&j->body, &res, e);
+  return image_encode_picture(n->image, &j->file[i], j->pic[i].rgb, &recipe, n->detail, e);
 }
 
 /* The record of picture i, in the log before the picture is on its way. */
-static int record_picture(struct encoder *n, const struct job *j, int i, struct err *e)
+static int record_picture(struct encoder *n, const struct job *j, int i, const uint8_t *rgb, const char *verdict, struct err *e)
 {
   struct audit_style style[POLICY_STYLES_MAX];
   unsigned char sum[32];
@@ -85,47 +65,97 @@ static int record_picture(struct encoder *n, const struct job *j, int i, struct 
       .generation_digest = j->stamp.digest,
       .style = style,
       .n_styles = safety_target_styles(j->target, style, POLICY_STYLES_MAX),
-      .verdict = j->stamp.requires_nothing ? "served without safety (evaluation profile)" : "served",
+      .verdict = verdict,
       .image_digest = image,
   };
 
-  crypto_generichash(sum, sizeof sum, j->pic[i].rgb, (size_t)j->req.width * (size_t)j->req.height * 3, NULL, 0);
+  crypto_generichash(sum, sizeof sum, rgb, (size_t)j->req.width * (size_t)j->req.height * 3, NULL, 0);
   sodium_bin2hex(image, sizeof image, sum, sizeof sum);
   return audit_add(n->audit, &r, e);
 }
 
+static void count(const struct job *j)
+{
+  metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_QUEUE, j->times.queue);
+  metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_TEXT, j->times.text);
+  metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_UNET, j->times.unet);
+  metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_VAE, j->times.vae);
+  metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_ENCODE, j->times.png);
+  metric_add(METRIC_PICTURES, 0, (uint64_t)j->req.n);
+}
+
 static void encode(struct encoder *n, struct job *j)
 {
-  struct buf png[REQUEST_N_MAX];
+  const char *verdict = j->stamp.requires_nothing ? "served without safety (evaluation profile)" : "served";
   struct err *e = &j->err;
-  int64_t t = clock_ns();
+  int64_t t = clock_ns(), audit;
   int r = 0;
 
-  for (int i = 0; i < REQUEST_N_MAX; i++)
-    buf_init(&png[i], j->body.max);
   for (int i = 0; i < j->req.n && !r; i++)
-    r = encode_png(n, j, i, j->wants_png ? &j->body : &png[i], e);
+    r = encode_file(n, j, i, e);
   j->times.png = (double)(clock_ns() - t) / 1e6;
   j->times.total = (double)(clock_ns() - j->submitted_ns) / 1e6;
-  if (!r && !j->wants_png)
-    r = encode_json(n, j, png, e);
+  if (!r && !j->wants_file && j->surface->encode)
+    r = j->surface->encode(j, &n->worker->serving, e);
+  audit = clock_ns();
   for (int i = 0; i < j->req.n && !r; i++)
-    r = record_picture(n, j, i, e);
-  if (r)
-    buf_close(&j->body);
+    r = record_picture(n, j, i, j->pic[i].rgb, verdict, e);
+  if (!r) {
+    metric_observe(METRIC_STAGE_SECONDS, STAGE_AUDIT, clock_ns() - audit);
+    count(j);
+    return;
+  }
+  buf_close(&j->body);
   for (int i = 0; i < REQUEST_N_MAX; i++)
-    buf_close(&png[i]);
+    buf_close(&j->file[i]);
+}
+
+/* A preview's file, in memory that several readers may share. NULL: there is none. */
+static struct blob *preview_blob(struct encoder *n, struct job *j, struct err *e)
+{
+  struct recipe recipe = encoder_recipe(j, j->preview_picture, &n->worker->serving);
+  struct blob *b = NULL;
+  struct buf file;
+
+  buf_init(&file, j->body.max);
+  if (!image_encode_picture(n->image, &file, j->preview_rgb, &recipe, IMAGE_PROVENANCE, e))
+    b = malloc(sizeof *b + file.len);
+  if (b) {
+    *b = (struct blob){.refs = 1, .picture = j->preview_picture, .step = j->preview_step, .len = file.len};
+    memcpy(b->data, file.p, file.len);
+  }
+  buf_close(&file);
+  return b;
+}
+
+/* A preview is a picture that leaves: it is drawn under the same generation, and the first of a job has its record before anybody sees it. */
+static void encode_preview(struct encoder *n, struct job *j)
+{
+  struct err ignored = {0}; /* without a preview the picture goes on */
+  struct blob *b = NULL;
+
+  if (!j->is_preview_recorded)
+    j->is_preview_recorded = !record_picture(n, j, j->preview_picture, j->preview_rgb, "preview", &ignored);
+  if (j->is_preview_recorded)
+    b = preview_blob(n, j, &ignored);
+  metric_add(METRIC_PREVIEWS, 0, b != NULL);
+  job_add_preview(n->jobs, j, b);
 }
 
 static void *run(void *arg)
 {
   struct encoder *n = arg;
-  struct job *j;
+  struct parcel *p;
 
   thread_self = THREAD_ENCODE;
-  while ((j = job_next_drawn(n->jobs))) {
-    encode(n, j);
-    job_finish(n->jobs, j);
+  while ((p = parcel_next(n->jobs))) {
+    if (p->is_preview) {
+      encode_preview(n, p->job);
+      continue;
+    }
+    if (!p->job->err.code)
+      encode(n, p->job);
+    job_finish(n->jobs, p->job);
   }
   return NULL;
 }

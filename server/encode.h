@@ -1,7 +1,8 @@
 /*
- * encode.h - the encoder thread: pixels to PNG, base64 and JSON, off the device thread; and the audit record without which no picture leaves.
+ * encode.h - the encoder thread: pixels to files, and files to the answer as the job's surface writes it, off the device thread; previews;
+ * and the audit record without which no picture leaves.
  *
- * Called by serve.c. Threads: it owns a job from job_next_drawn to job_finish.
+ * Called by serve.c. Threads: it owns a job that is drawn until job_finish, and the preview of one that runs until job_add_preview.
  */
 #ifndef SAFELIGHT_SERVER_ENCODE_H
 #define SAFELIGHT_SERVER_ENCODE_H

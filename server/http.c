@@ -1,18 +1,17 @@
 /*
- * http.c - see http.h.
+ * http.c - see http.h: routes, limits, and the way of a request through libmicrohttpd.
  *
- * One request is one struct exchange. libmicrohttpd calls handle() with the headers, with each piece of the body, and at the
- * end; a picture's request is then suspended and handle() is called once more when its job is DONE (wake() resumed it). The
+ * One request is one struct exchange (exchange.h). libmicrohttpd calls handle() with the headers, with each piece of the body, and at the
+ * end; a picture's request is then suspended and handle() is called once more when its job is DONE (images_wake resumed it). The
  * contract of libmicrohttpd 0.9.75 that shapes this file: a suspended connection neither times out nor notices a disconnect
  * (watch.c does both), a response may be queued at the first or the last call only, and stopping the daemon with suspended
  * connections is forbidden (serve.c ends all jobs first).
  *
- * Threads: everything but http_open, http_close, http_stopping and wake() runs on the HTTP thread.
+ * Threads: everything but http_open, http_close and http_stopping runs on the HTTP thread.
  */
 #include "server/http.h"
 
 #include <errno.h>
-#include <microhttpd.h>
 #include <netdb.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -22,175 +21,47 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "proto/openai.h"
-#include "server/encode.h"
-#include "server/log.h"
+#include "server/exchange.h"
 #include "server/metrics.h"
 #include "server/metrics_page.h"
+#include "server/openai.h"
 #include "server/page.h"
 #include "server/version.h"
 
 /* A refused body is read to its end up to here, so that the client sees the answer instead of a reset connection. */
-enum { SWALLOW_MAX = 8 << 20, HEADER_BYTES = 16 << 10, READ_RATE = 16 << 10, PATH_SHOWN = 96 };
-
-struct exchange;
-
-struct route {
-  const char *path, *method;                 /* GET implies HEAD */
-  enum MHD_Result (*answer)(struct http *h, struct MHD_Connection *c, struct exchange *x);
-};
-
-struct exchange {
-  struct http *h;
-  struct MHD_Connection *connection;
-  int watch_at;                  /* the connection's entry */
-  int64_t start_ns;
-  char id[JOB_ID_MAX + 1];
-  char method[12], path[PATH_SHOWN];  /* for the log: printable, cut */
-  const struct route *route;     /* NULL when err is set from the start */
-  const char *allow;             /* of a 405 */
-  int wants_png;
-  struct buf body;
-  size_t swallowed;
-  struct err err;
-  struct job *job;
-  int status;
-  struct log_request log;        /* what is known of the picture */
-  char *prompt;                  /* for the log, when it is wanted */
-  struct stage_times times;
-};
-
-/* ---- answers ---- */
-
-static void add_header(struct MHD_Response *r, const char *name, const char *value)
-{
-  /* Fails only when memory is short or a value holds a newline, which none does; an answer without it is still an answer. */
-  (void)MHD_add_response_header(r, name, value);
-}
-
-static void add_headerf(struct MHD_Response *r, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-
-static void add_headerf(struct MHD_Response *r, const char *name, const char *fmt, ...)
-{
-  char value[256];
-  va_list ap;
-
-  va_start(ap, fmt);
-  vsnprintf(value, sizeof value, fmt, ap);
-  va_end(ap);
-  add_header(r, name, value);
-}
-
-static int64_t from_now(int seconds)
-{
-  return clock_ns() + (int64_t)seconds * 1000000000;
-}
-
-/* Adds what every answer carries, hands it over and drops it. A body of len bytes has its time to be read. */
-static enum MHD_Result send_answer(struct exchange *x, int status, const char *type, struct MHD_Response *r, size_t len)
-{
-  enum MHD_Result ret;
-
-  if (!r)
-    return MHD_NO;
-  x->status = status;
-  add_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type);
-  add_header(r, "x-request-id", x->id);
-  add_header(r, "X-Content-Type-Options", "nosniff");
-  if (atomic_load(&x->h->is_stopping))
-    add_header(r, MHD_HTTP_HEADER_CONNECTION, "close");
-  watch_phase(&x->h->watch, x->watch_at, WATCH_SENDING, from_now(x->h->cfg->client_s + (int)(len / READ_RATE)));
-  ret = MHD_queue_response(x->connection, (unsigned)status, r);
-  MHD_destroy_response(r);
-  return ret;
-}
-
-/* The buffer's bytes become the answer's; b is empty after. */
-static struct MHD_Response *response_take(struct buf *b, size_t *len)
-{
-  char *p = buf_take(b, len);
-  struct MHD_Response *r = MHD_create_response_from_buffer(*len, p, MHD_RESPMEM_MUST_FREE);
-
-  if (!r)
-    free(p);
-  else
-    add_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
-  return r;
-}
-
-static enum MHD_Result send_json(struct exchange *x, int status, struct buf *b)
-{
-  size_t len;
-  struct MHD_Response *r = response_take(b, &len);
-
-  return send_answer(x, status, "application/json", r, len);
-}
-
-static enum MHD_Result send_error(struct exchange *x)
-{
-  struct err e = {0};
-  struct buf b;
-  struct MHD_Response *r;
-  size_t len;
-  int status = openai_status(x->err.code);
-
-  buf_init(&b, 64 << 10);
-  if (openai_encode_error(&b, &x->err, &e)) {
-    buf_close(&b);
-    return MHD_NO; /* no memory for one sentence: the connection closes */
-  }
-  r = response_take(&b, &len);
-  if (r && x->allow)
-    add_header(r, MHD_HTTP_HEADER_ALLOW, x->allow);
-  if (r && status == 429)
-    add_headerf(r, MHD_HTTP_HEADER_RETRY_AFTER, "%d", jobs_retry_after(x->h->jobs));
-  else if (r && status == 503)
-    add_header(r, MHD_HTTP_HEADER_RETRY_AFTER, "2");
-  return send_answer(x, status, "application/json", r, len);
-}
+enum { SWALLOW_MAX = 8 << 20, HEADER_BYTES = 16 << 10 };
 
 /* ---- routes that answer at once ---- */
 
-static enum MHD_Result answer_health(struct http *h, struct MHD_Connection *c, struct exchange *x)
+static enum MHD_Result answer_health(struct exchange *x)
 {
-  struct buf b;
-
-  (void)h, (void)c;
-  buf_init(&b, 256);
-  if (buf_add_str(&b, "{\"status\":\"ok\"}\n", NULL))
-    return MHD_NO;
-  return send_json(x, 200, &b);
+  return send_text(x, "{\"status\":\"ok\"}\n");
 }
 
-static enum MHD_Result answer_ready(struct http *h, struct MHD_Connection *c, struct exchange *x)
+static enum MHD_Result answer_ready(struct exchange *x)
 {
+  const struct http *h = x->h;
   const char *no = atomic_load(&h->is_stopping)               ? "the server is stopping"
                    : worker_state(h->worker) == WORKER_LOADING ? "the model is loading"
                    : worker_state(h->worker) == WORKER_FAILED  ? "the device or the model failed"
                                                                : NULL;
   struct safety *s = worker_safety(h->worker);
-  struct buf b;
 
-  (void)c;
   if (no)
     err_set(&x->err, E_NOTREADY, "%s", no);
   else if (!s)
     err_set(&x->err, E_NOTREADY, "the safety adapters are being loaded");
   if (x->err.code || safety_ready(s, &x->err))
     return send_error(x);
-  buf_init(&b, 256);
-  if (buf_add_str(&b, "{\"status\":\"ready\"}\n", NULL))
-    return MHD_NO;
-  return send_json(x, 200, &b);
+  return send_text(x, "{\"status\":\"ready\"}\n");
 }
 
-static enum MHD_Result answer_models(struct http *h, struct MHD_Connection *c, struct exchange *x)
+static enum MHD_Result answer_models(struct exchange *x)
 {
   const char *names[SAMPLER_COUNT + 1] = {0};
-  const struct serving *s = worker_serving(h->worker);
+  const struct serving *s = worker_serving(x->h->worker);
   struct buf b;
 
-  (void)c;
   for (int i = 0; i < SAMPLER_COUNT; i++)
     names[i] = sampler_name((enum sampler_kind)i);
   buf_init(&b, 64 << 10);
@@ -210,7 +81,7 @@ static enum MHD_Result answer_models(struct http *h, struct MHD_Connection *c, s
 
 static enum MHD_Result answer_page(struct exchange *x, const struct page_file *f)
 {
-  const char *seen = MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_IF_NONE_MATCH);
+  const char *seen = exchange_header(x, MHD_HTTP_HEADER_IF_NONE_MATCH);
   int same = seen && !strcmp(seen, f->etag);
   struct MHD_Response *r = MHD_create_response_from_buffer(same ? 0 : f->len, (void *)(uintptr_t)f->data, MHD_RESPMEM_PERSISTENT);
 
@@ -225,15 +96,14 @@ static enum MHD_Result answer_page(struct exchange *x, const struct page_file *f
   return send_answer(x, same ? 304 : 200, page_type(f), r, f->len);
 }
 
-static enum MHD_Result answer_metrics(struct http *h, struct MHD_Connection *c, struct exchange *x)
+static enum MHD_Result answer_metrics(struct exchange *x)
 {
   struct MHD_Response *r;
   struct buf b;
   size_t len;
 
-  (void)c;
   buf_init(&b, METRICS_PAGE_MAX);
-  if (metrics_page(&b, h->worker, &x->err)) {
+  if (metrics_page(&b, x->h->worker, &x->err)) {
     buf_close(&b);
     return send_error(x);
   }
@@ -241,262 +111,35 @@ static enum MHD_Result answer_metrics(struct http *h, struct MHD_Connection *c, 
   return send_answer(x, 200, METRICS_PAGE_TYPE, r, len);
 }
 
-/* ---- a picture ---- */
-
-/* How much the client likes this media type: the q of its exact entry in Accept, 0 when it is not named. */
-static double accept_quality(const char *accept, const char *type)
-{
-  size_t n = strlen(type);
-
-  while (accept && *accept) {
-    accept += strspn(accept, " \t,");
-    if (!strncasecmp(accept, type, n) && strchr(" \t;,", accept[n])) { /* strchr finds the NUL too */
-      const char *q = strcasestr(accept + n, "q=");
-      return q && q < accept + strcspn(accept, ",") ? strtod(q + 2, NULL) : 1;
-    }
-    accept += strcspn(accept, ",");
-  }
-  return 0;
-}
-
-/* Called once, by whoever made the job DONE. */
-static void wake(void *arg)
-{
-  struct exchange *x = arg;
-
-  MHD_resume_connection(x->connection);
-}
-
-static int draw_seed(struct request *q, struct err *e)
-{
-  uint32_t seed;
-
-  if (q->has_seed)
-    return 0;
-  if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
-    return err_set(e, E_INTERNAL, "no random numbers: %s", strerror(errno));
-  q->seed = seed; /* 32 bits: every client and every A1111 user can send it back */
-  return 0;
-}
-
-/* Memory and tokens for each picture; the job owns them, also after failure. */
-static int prepare_pictures(struct job *j, const struct serving *s, struct err *e)
-{
-  const struct request *q = &j->req;
-  size_t bytes = (size_t)q->width * (size_t)q->height * 3;
-  struct draw_params p = {
-      .prompt = q->prompt,
-      .negative = q->negative,
-      .prompt_len = q->prompt_len,
-      .negative_len = q->negative_len,
-      .width = q->width,
-      .height = q->height,
-      .steps = q->steps,
-      .guidance = q->guidance,
-      .sampler = j->sampler,
-      .karras = j->karras,
-      .clip_skip = q->clip_skip,
-  };
-
-  j->pixels = malloc(bytes * (size_t)q->n);
-  if (!j->pixels)
-    return err_set(e, E_NOMEM, "out of memory for %d pictures of %dx%d", q->n, q->width, q->height);
-  for (int i = 0; i < q->n; i++) {
-    j->pic[i].rgb = j->pixels + bytes * (size_t)i;
-    j->pic[i].seed = p.seed = q->seed + (uint64_t)i;
-    if (draw_prepare(&j->pic[i].draw, s->model, &p, e))
-      return e->code;
-  }
-  j->tokens = draw_prompt_tokens(j->pic[0].draw);
-  return 0;
-}
-
-/* What stands after "Bearer" in Authorization; "", which is nobody's key, when it is something else. NULL: there is none. */
-static const char *bearer_token(struct exchange *x)
-{
-  const char *v = MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_AUTHORIZATION);
-
-  if (!v)
-    return NULL;
-  if (strncasecmp(v, "Bearer ", 7))
-    return "";
-  return v + 7 + strspn(v + 7, " ");
-}
-
-/* Decodes the body and finds under which safety its pictures are to be drawn. Who may not ask, or cannot be drawn for now, is told so first. */
-static int decode_body(struct exchange *x, struct job *j, const struct serving *s, struct safety *safety, int *pending, struct err *e)
-{
-  struct safety_style style[REQUEST_LORAS_MAX];
-  struct err why = {0};
-  int n = 0;
-
-  if (!openai_decode(&j->req, x->body.p ? x->body.p : "", x->body.len, &s->limits, &why))
-    for (; n < j->req.n_loras; n++) {
-      memcpy(style[n].name, j->req.lora[n].name, sizeof style[n].name);
-      style[n].weight = j->req.lora[n].scale;
-    }
-  if (safety_resolve(safety, bearer_token(x), style, n, &j->target, pending, e))
-    return e->code;
-  if (why.code)
-    *e = why;
-  return e->code;
-}
-
-/* Body to job, RESERVED and complete. x->job is the exchange's, also after failure. */
-static int build_job(struct http *h, struct exchange *x, int *pending, struct err *e)
-{
-  const struct serving *s = worker_serving(h->worker);
-  struct safety *safety = worker_safety(h->worker);
-  struct job *j;
-
-  if (atomic_load(&h->is_stopping))
-    return err_set(e, E_NOTREADY, "the server is stopping");
-  if (!s)
-    return err_set(e, E_NOTREADY, worker_state(h->worker) == WORKER_FAILED ? "the device or the model failed"
-                                                                          : "the model is still loading");
-  if (!safety)
-    return err_set(e, E_NOTREADY, "the safety adapters are being loaded");
-  if (job_reserve(h->jobs, &x->job, e))
-    return e->code;
-  j = x->job;
-  if (decode_body(x, j, s, safety, pending, e))
-    return e->code;
-  j->karras = 0;
-  if (sampler_find(j->req.sampler, &j->sampler, &j->karras, e)) {
-    snprintf(e->field, sizeof e->field, "sampler");
-    return e->code;
-  }
-  if (j->req.karras >= 0)
-    j->karras = j->req.karras;
-  if (j->karras && !sampler_has_karras(j->sampler))
-    return err_field(e, E_ARG, "karras", "karras must be false: sampler %s has no Karras form", sampler_name(j->sampler));
-  j->wants_png = x->wants_png;
-  if (j->wants_png && j->req.n != 1)
-    return err_field(e, E_ARG, "n", "n must be 1 when the picture itself is asked for with Accept: image/png");
-  memcpy(j->id, x->id, sizeof j->id);
-  j->styles[0] = 0;
-  for (int i = 0, at = 0; i < j->req.n_loras; i++)
-    at += snprintf(j->styles + at, sizeof j->styles - (size_t)at, "%s%s:%g", i ? " " : "", j->req.lora[i].name, (double)j->req.lora[i].scale);
-  if (draw_seed(&j->req, e))
-    return e->code;
-  return prepare_pictures(j, s, e);
-}
-
-/* Refusals of what was asked for, and of who asked, are in the audit log; overload and shutdown are not anybody's doing. */
-static void record_refusal(struct exchange *x)
-{
-  const struct safety_target *t = x->job ? x->job->target : NULL;
-  struct audit_style style[POLICY_STYLES_MAX];
-  char reason[sizeof x->err.msg + sizeof x->err.field];
-  struct audit_record r = {
-      .kind = AUDIT_REFUSAL,
-      .tenant = t ? safety_target_tenant(t) : "",
-      .profile = t ? safety_target_profile(t) : "",
-      .request_id = x->id,
-      .style = style,
-      .n_styles = t ? safety_target_styles(t, style, POLICY_STYLES_MAX) : 0,
-      .verdict = "refused",
-      .reason = reason,
-  };
-  struct err ignored = {0};
-
-  metric_refuse(x->err.code);
-  if (x->err.code == E_BUSY || x->err.code == E_NOTREADY || x->err.code == E_CANCEL || x->err.code == E_TIMEOUT)
-    return;
-  snprintf(reason, sizeof reason, "%s", x->err.msg);
-  if (audit_note(x->h->audit, &r, &ignored))
-    log_event("a refusal could not be recorded: %s", ignored.msg);
-}
-
-static enum MHD_Result answer_images(struct http *h, struct MHD_Connection *c, struct exchange *x)
-{
-  struct job *j;
-  uint64_t serial;
-  int pending = 0;
-
-  if (build_job(h, x, &pending, &x->err)) {
-    record_refusal(x);
-    if (x->job)
-      job_release(h->jobs, x->job);
-    x->job = NULL;
-    return send_error(x);
-  }
-  buf_close(&x->body);
-  j = x->job;
-  serial = j->serial;
-  j->wake = wake;
-  j->wake_arg = x;
-  /* Suspend first: the job may be done before job_submit returns, and then wake() finds the connection suspended. */
-  MHD_suspend_connection(c);
-  if (pending)
-    worker_prepare(h->worker, j);
-  else
-    job_submit(h->jobs, j);
-  watch_job(&h->watch, x->watch_at, j, serial, from_now(h->cfg->deadline_s));
-  return MHD_YES;
-}
-
-static void add_recipe_headers(struct MHD_Response *r, const struct job *j, const struct serving *s)
-{
-  struct recipe p = encoder_recipe(j, 0, s);
-
-  add_headerf(r, "X-Safelight-Seed", "%llu", (unsigned long long)p.seed);
-  add_headerf(r, "X-Safelight-Model", "%s", p.model);
-  add_headerf(r, "X-Safelight-Steps", "%d", p.steps);
-  add_headerf(r, "X-Safelight-Sampler", "%s%s", p.sampler, p.karras ? " karras" : "");
-  add_headerf(r, "X-Safelight-Guidance", "%g", (double)p.guidance);
-  add_headerf(r, "Content-Disposition", "inline; filename=\"safelight-%llu.png\"", (unsigned long long)p.seed);
-}
-
-/* The job is DONE and the exchange's: its answer leaves, the job is free again. */
-static enum MHD_Result answer_done(struct http *h, struct exchange *x)
-{
-  struct job *j = x->job;
-  struct MHD_Response *r;
-  enum MHD_Result ret;
-  size_t len;
-
-  x->times = j->times;
-  x->err = j->err;
-  x->log.times = &x->times;
-  x->log.n = j->req.n;
-  x->log.width = j->req.width;
-  x->log.height = j->req.height;
-  x->log.steps = j->steps_done;
-  if (h->cfg->log_prompts)
-    x->log.prompt = x->prompt = strdup(j->req.prompt);
-  if (x->err.code) {
-    record_refusal(x);
-    ret = send_error(x);
-  } else {
-    r = response_take(&j->body, &len);
-    if (r) {
-      add_headerf(r, "Server-Timing", "queue;dur=%.2f, text;dur=%.2f, unet;dur=%.2f, vae;dur=%.2f, png;dur=%.2f, total;dur=%.2f",
-                  j->times.queue, j->times.text, j->times.unet, j->times.vae, j->times.png, j->times.total);
-      add_headerf(r, "X-Safelight-Generation", "%s", j->stamp.id);
-      add_headerf(r, "X-Safelight-Generation-Digest", "%s", j->stamp.digest);
-      add_headerf(r, "X-Safelight-Profile", "%s", j->stamp.profile);
-      if (j->stamp.requires_nothing)
-        add_header(r, "X-Safelight-Safety", "unsafe-evaluation");
-      if (j->wants_png)
-        add_recipe_headers(r, j, &h->worker->serving);
-    }
-    ret = send_answer(x, 200, j->wants_png ? "image/png" : "application/json", r, len);
-  }
-  job_release(h->jobs, j);
-  x->job = NULL;
-  return ret;
-}
-
 /* ---- the way of a request through handle() ---- */
 
 static const struct route routes[] = {
-    {"/v1/images/generations", "POST", answer_images},
-    {"/v1/models", "GET", answer_models},
-    {"/healthz", "GET", answer_health},
-    {"/readyz", "GET", answer_ready},
-    {"/metrics", "GET", answer_metrics},
+    {.path = "/v1/images/generations", .method = "POST", .answer = answer_images, .body = BODY_JSON, .drawing = &openai_generations},
+    {.path = "/v1/models", .method = "GET", .answer = answer_models},
+    {.path = "/healthz", .method = "GET", .answer = answer_health},
+    {.path = "/readyz", .method = "GET", .answer = answer_ready},
+    {.path = "/metrics", .method = "GET", .answer = answer_metrics},
 };
+
+/* Whether url is this path; what stands at "*" goes into arg. */
+static int is_path(const char *path, const char *url, char arg[EXCHANGE_ARG_MAX])
+{
+  const char *star = strchr(path, '*'), *end;
+  size_t n;
+
+  if (!star)
+    return !strcmp(path, url);
+  if (strncmp(path, url, (size_t)(star - path)))
+    return 0;
+  url += star - path;
+  n = strcspn(url, "/");
+  end = url + n;
+  if (!n || n >= EXCHANGE_ARG_MAX || strcmp(end, star + 1))
+    return 0;
+  memcpy(arg, url, n);
+  arg[n] = 0;
+  return 1;
+}
 
 static int is_get(const char *method)
 {
@@ -510,7 +153,7 @@ static void find_route(struct http *h, struct exchange *x, const char *url, cons
 
   for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
     const struct route *r = &routes[i];
-    if (strcmp(url, r->path))
+    if (!is_path(r->path, url, x->arg))
       continue;
     if (!strcmp(r->method, method) || (!strcmp(r->method, "GET") && is_get(method))) {
       x->route = r;
@@ -526,16 +169,24 @@ static void find_route(struct http *h, struct exchange *x, const char *url, cons
     err_set(&x->err, E_NOTFOUND, "there is nothing at %s", x->path);
 }
 
-/* The headers of a request that has a body: JSON, not compressed, not too long. */
+static int is_type(const char *header, const char *type)
+{
+  size_t n = strlen(type);
+
+  return header && !strncasecmp(header, type, n) && strchr(" \t;", header[n]);
+}
+
+/* The headers of a request that has a body: the type that the route takes, not compressed, not too long. */
 static void check_body_headers(struct exchange *x)
 {
-  const char *type = MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_TYPE);
-  const char *coding = MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_ENCODING);
-  const char *length = MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
-  static const char json[] = "application/json";
+  static const char *const types[] = {[BODY_JSON] = "application/json", [BODY_FORM] = "multipart/form-data"};
+  const char *type = exchange_header(x, MHD_HTTP_HEADER_CONTENT_TYPE);
+  const char *coding = exchange_header(x, MHD_HTTP_HEADER_CONTENT_ENCODING);
+  const char *length = exchange_header(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
+  enum body_kind kind = x->route->body;
 
-  if (!type || strncasecmp(type, json, sizeof json - 1) || !strchr(" \t;", type[sizeof json - 1]))
-    err_set(&x->err, E_TYPE, "send the body as Content-Type: application/json");
+  if (kind != BODY_NONE && !is_type(type, types[kind]))
+    err_set(&x->err, E_TYPE, "send the body as Content-Type: %s", types[kind]);
   else if (coding && strcasecmp(coding, "identity"))
     err_set(&x->err, E_TYPE, "send the body without Content-Encoding");
   else if (length && strtoull(length, NULL, 10) > x->body.max)
@@ -546,7 +197,7 @@ static void check_body_headers(struct exchange *x)
 static void set_id(struct exchange *x)
 {
   static const char ok[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
-  const char *id = MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, "x-request-id");
+  const char *id = exchange_header(x, "x-request-id");
   unsigned char random[12] = {0};
 
   if (id && *id && strlen(id) <= JOB_ID_MAX && strspn(id, ok) == strlen(id)) {
@@ -577,13 +228,42 @@ static int connection_entry(struct MHD_Connection *c)
   return info && info->socket_context ? (int)(intptr_t)info->socket_context - 1 : -1;
 }
 
+/* How much the client likes this media type: the q of its exact entry in Accept, 0 when it is not named. */
+static double accept_quality(const char *accept, const char *type)
+{
+  size_t n = strlen(type);
+
+  while (accept && *accept) {
+    accept += strspn(accept, " \t,");
+    if (!strncasecmp(accept, type, n) && strchr(" \t;,", accept[n])) { /* strchr finds the NUL too */
+      const char *q = strcasestr(accept + n, "q=");
+      return q && q < accept + strcspn(accept, ",") ? strtod(q + 2, NULL) : 1;
+    }
+    accept += strcspn(accept, ",");
+  }
+  return 0;
+}
+
+/* The file that the client likes better than JSON; NULL: JSON. */
+static const char *wanted_file(const struct exchange *x)
+{
+  static const char *const types[] = {"image/png", "image/jpeg", "image/webp"};
+  const char *accept = exchange_header(x, MHD_HTTP_HEADER_ACCEPT), *best = NULL;
+  double most = accept_quality(accept, "application/json");
+
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+    if (accept_quality(accept, types[i]) > most) {
+      best = types[i];
+      most = accept_quality(accept, types[i]);
+    }
+  return best;
+}
+
 /* The headers are in: everything that can be refused without the body is. */
 static enum MHD_Result begin(struct http *h, struct MHD_Connection *c, const char *url, const char *method, void **cls)
 {
   struct exchange *x = calloc(1, sizeof *x);
-  const char *expect = MHD_lookup_connection_value(c, MHD_HEADER_KIND, MHD_HTTP_HEADER_EXPECT);
-  const char *length = MHD_lookup_connection_value(c, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
-  const char *accept = MHD_lookup_connection_value(c, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT);
+  const char *length;
 
   if (!x)
     return MHD_NO;
@@ -594,16 +274,17 @@ static enum MHD_Result begin(struct http *h, struct MHD_Connection *c, const cha
   x->connection = c;
   x->watch_at = connection_entry(c);
   x->start_ns = clock_ns();
-  buf_init(&x->body, (size_t)h->cfg->max_body_kb << 10);
   set_id(x);
   printable(x->method, sizeof x->method, method);
   printable(x->path, sizeof x->path, url);
-  x->wants_png = accept_quality(accept, "image/png") > accept_quality(accept, "application/json");
+  x->file_type = wanted_file(x);
   find_route(h, x, url, method);
-  if (x->route && x->route->answer == answer_images)
+  buf_init(&x->body, (size_t)(x->route && x->route->takes_files ? h->cfg->max_upload_kb : h->cfg->max_body_kb) << 10);
+  if (x->route && x->route->body != BODY_NONE)
     check_body_headers(x);
+  length = exchange_header(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
   /* Answer now only where the client has not sent the body yet, or it is too long to be read to its end. */
-  if (x->err.code && (expect || (length && strtoull(length, NULL, 10) > SWALLOW_MAX)))
+  if (x->err.code && (exchange_header(x, MHD_HTTP_HEADER_EXPECT) || (length && strtoull(length, NULL, 10) > SWALLOW_MAX)))
     return send_error(x);
   return MHD_YES;
 }
@@ -619,7 +300,7 @@ static enum MHD_Result take_body(struct exchange *x, const char *data, size_t *l
     buf_close(&x->body);
   }
   *len = 0;
-  return x->swallowed > SWALLOW_MAX ? MHD_NO : MHD_YES;
+  return x->swallowed > SWALLOW_MAX && x->swallowed > x->body.max ? MHD_NO : MHD_YES;
 }
 
 static enum MHD_Result handle(void *cls, struct MHD_Connection *c, const char *url, const char *method, const char *version,
@@ -637,11 +318,11 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *c, const char *u
   if (x->status)
     return MHD_YES; /* answered already */
   if (x->job)
-    return answer_done(h, x);
+    return answer_images_done(x);
   if (x->err.code)
     return send_error(x);
   if (x->route)
-    return x->route->answer(h, c, x);
+    return x->route->answer(x);
   return answer_page(x, page_find(url));
 }
 
@@ -683,6 +364,9 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls, en
   if (!x)
     return;
   *con_cls = NULL;
+  stream_close(x);
+  if (x->job)
+    images_leave(x);
   l = &x->log;
   l->id = x->id;
   l->method = x->method;
@@ -698,8 +382,6 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls, en
   metric_move(METRIC_IN_FLIGHT, 0, -1);
   free(x->prompt);
   buf_close(&x->body);
-  if (x->job)
-    job_release(h->jobs, x->job);
   free(x);
   atomic_fetch_sub(&h->exchanges, 1);
 }

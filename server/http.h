@@ -1,5 +1,5 @@
 /*
- * http.h - the HTTP server: routes, limits, suspended connections. http.c is the only file that includes <microhttpd.h>.
+ * http.h - the HTTP server: routes, limits, suspended connections.
  *
  * Called by serve.c on the main thread. Everything else runs on the one HTTP thread that libmicrohttpd starts.
  */

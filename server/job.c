@@ -1,27 +1,55 @@
 /*
- * job.c - see job.h: the table, the queue, and nothing that knows HTTP or the engine beyond closing a draw.
+ * job.c - see job.h: the table, the queues between threads, and nothing that knows HTTP or the engine beyond closing a draw.
  */
 #include "server/job.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/metrics.h"
+
 /* DRAWN and DONE jobs leave within milliseconds; this many may do so at once before new ones are refused. */
 enum { SPARE_JOBS = 16 };
 
+/* A job is due after this many times its own service time (fair.h). */
+static const double STRETCH = 4;
 static const size_t BODY_MAX = (size_t)256 << 20;
+
+/* ---- blobs ---- */
+
+struct blob *blob_ref(struct blob *b)
+{
+  atomic_fetch_add(&b->refs, 1);
+  return b;
+}
+
+void blob_unref(struct blob *b)
+{
+  if (b && atomic_fetch_sub(&b->refs, 1) == 1)
+    free(b);
+}
+
+/* ---- the table ---- */
 
 int jobs_open(struct jobs *js, int max_waiting, int running, struct err *e)
 {
-  *js = (struct jobs){.max_waiting = max_waiting, .n = max_waiting + running + SPARE_JOBS, .mean_ms = 1000};
-  js->job = calloc((size_t)js->n, sizeof *js->job);
-  if (!js->job)
-    return err_set(e, E_NOMEM, "out of memory for a queue of %d jobs", max_waiting);
+  *js = (struct jobs){.max_waiting = max_waiting, .n = max_waiting + running + SPARE_JOBS};
   lock_init(&js->lock, "jobs");
   pthread_cond_init(&js->has_work, NULL);
-  pthread_cond_init(&js->has_drawn, NULL);
+  pthread_cond_init(&js->has_stage, NULL);
+  pthread_cond_init(&js->has_parcel, NULL);
+  js->job = calloc((size_t)js->n, sizeof *js->job);
+  js->shares.share = calloc((size_t)js->n, sizeof *js->shares.share);
+  js->shares.n = js->n;
+  if (!js->job || !js->shares.share) {
+    jobs_close(js);
+    return err_set(e, E_NOMEM, "out of memory for a queue of %d jobs", max_waiting);
+  }
+  metric_set(METRIC_QUEUE_CAPACITY, 0, max_waiting);
   js->queue_end = &js->queue;
-  js->done_end = &js->done;
+  js->back_end = &js->back;
+  js->stage_end = &js->stage;
+  js->parcel_end = &js->parcel;
   for (int i = js->n; i-- > 0;) {
     js->job[i].jobs = js;
     js->job[i].next = js->free;
@@ -32,51 +60,73 @@ int jobs_open(struct jobs *js, int max_waiting, int running, struct err *e)
 
 void jobs_close(struct jobs *js)
 {
-  if (!js->job)
+  if (!js->n)
     return;
   assert(!js->active);
   free(js->job);
+  free(js->shares.share);
   pthread_cond_destroy(&js->has_work);
-  pthread_cond_destroy(&js->has_drawn);
+  pthread_cond_destroy(&js->has_stage);
+  pthread_cond_destroy(&js->has_parcel);
   lock_fini(&js->lock);
   *js = (struct jobs){0};
 }
 
-/* ---- lists; the caller holds the lock ---- */
-
-static void list_add(struct job ***end, struct job *j)
+static void waiting_moves(struct jobs *js, int by)
 {
-  j->next = NULL;
-  **end = j;
-  *end = &j->next;
+  HELD(&js->lock);
+  js->waiting += by;
+  metric_move(METRIC_QUEUED, 0, by);
 }
 
-static struct job *list_pop(struct job **head, struct job ***end)
+static void queue_remove(struct jobs *js, struct job *j)
 {
-  struct job *j = *head;
-
-  if (j) {
-    *head = j->next;
-    if (!*head)
-      *end = head;
-    j->next = NULL;
-  }
-  return j;
-}
-
-static void list_remove(struct job **head, struct job ***end, struct job *j)
-{
-  struct job **p = head;
+  struct job **p = &js->queue;
 
   while (*p != j)
     p = &(*p)->next;
   *p = j->next;
   if (!*p)
-    *end = p;
+    js->queue_end = p;
   j->next = NULL;
 }
 
-/* ---- HTTP thread ---- */
+/* Everything that is not what the owner will fill in. The caller holds the lock. */
+static void job_clear(struct job *j)
+{
+  atomic_store(&j->stop, 0);
+  memset(j->pic, 0, sizeof j->pic);
+  memset(j->preview, 0, sizeof j->preview);
+  j->surface = NULL;
+  j->caller[0] = 0;
+  j->weight = 1;
+  j->share = NULL;
+  j->work = 0;
+  j->pixels = j->preview_rgb = NULL;
+  j->req.init = j->req.mask = NULL;
+  j->target = NULL;
+  j->generation = NULL;
+  j->stamp = (struct safety_stamp){0};
+  j->submitted_ns = j->taken_ns = 0;
+  j->tokens = j->started = j->live = 0;
+  j->previews_planned = j->previews = j->is_preview_recorded = 0;
+  atomic_store(&j->drawn, 0);
+  atomic_store(&j->steps_done, 0);
+  atomic_store(&j->wants_preview, 0);
+  atomic_store(&j->is_previewing, 0);
+  j->listeners = NULL;
+  j->times = (struct stage_times){0};
+  j->err = (struct err){0};
+  j->parcel = (struct parcel){.job = j};
+  j->preview_parcel = (struct parcel){.job = j, .is_preview = 1};
+  buf_init(&j->body, BODY_MAX);
+  for (int i = 0; i < REQUEST_N_MAX; i++) {
+    buf_init(&j->file[i], BODY_MAX);
+    j->pic[i].job = j;
+    j->pic[i].item.pic = j->pic[i].preview_item.pic = &j->pic[i];
+    j->pic[i].preview_item.work = STAGE_PREVIEW;
+  }
+}
 
 int job_reserve(struct jobs *js, struct job **out, struct err *e)
 {
@@ -88,30 +138,32 @@ int job_reserve(struct jobs *js, struct job **out, struct err *e)
     r = err_set(e, E_NOTREADY, "the server is stopping");
   else if (js->waiting >= js->max_waiting || !js->free)
     r = err_set(e, E_BUSY, "the queue is full: %d requests are waiting; try again later", js->waiting);
+  if (r == E_BUSY)
+    metric_add(METRIC_REFUSALS, REFUSAL_QUEUE_FULL, 1);
   if (!r) {
     j = js->free;
     js->free = j->next;
-    js->waiting++;
+    waiting_moves(js, 1);
     js->active++;
     j->state = JOB_RESERVED;
     j->next = NULL;
     j->serial = ++js->serial;
-    atomic_store(&j->stop, 0);
-    memset(j->pic, 0, sizeof j->pic);
-    j->pixels = NULL;
-    j->req.init = j->req.mask = NULL;
-    j->target = NULL;
-    j->generation = NULL;
-    j->stamp = (struct safety_stamp){0};
-    j->submitted_ns = 0;
-    j->tokens = j->started = j->live = j->drawn = j->steps_done = 0;
-    j->times = (struct stage_times){0};
-    j->err = (struct err){0};
-    buf_init(&j->body, BODY_MAX);
+    job_clear(j);
   }
   lock_drop(&js->lock);
   *out = j;
   return r;
+}
+
+/* The first time that a job leaves its owner: it counts for its tenant, and it is known when it is due. */
+static void enter(struct jobs *js, struct job *j)
+{
+  HELD(&js->lock);
+  if (j->submitted_ns)
+    return;
+  j->submitted_ns = clock_ns();
+  j->share = share_enter(&js->shares, j->caller, j->weight);
+  j->due_ns = j->submitted_ns + (int64_t)(STRETCH * js->ns_per_work * j->work * j->req.steps * j->req.n);
 }
 
 void job_submit(struct jobs *js, struct job *j)
@@ -119,9 +171,10 @@ void job_submit(struct jobs *js, struct job *j)
   lock_take(&js->lock);
   assert((j->state == JOB_RESERVED || j->state == JOB_PREPARING) && j->wake);
   j->state = JOB_QUEUED;
-  if (!j->submitted_ns)
-    j->submitted_ns = clock_ns();
-  list_add(&js->queue_end, j);
+  enter(js, j);
+  j->next = NULL;
+  *js->queue_end = j;
+  js->queue_end = &j->next;
   pthread_cond_signal(&js->has_work);
   lock_drop(&js->lock);
 }
@@ -130,55 +183,183 @@ void job_prepare(struct jobs *js, struct job *j)
 {
   lock_take(&js->lock);
   assert((j->state == JOB_RESERVED || j->state == JOB_RUNNING) && j->wake);
-  js->waiting += j->state == JOB_RUNNING;
+  waiting_moves(js, j->state == JOB_RUNNING);
+  js->running -= j->state == JOB_RUNNING;
   j->state = JOB_PREPARING;
-  if (!j->submitted_ns)
-    j->submitted_ns = clock_ns();
+  enter(js, j);
   lock_drop(&js->lock);
 }
 
-void job_release(struct jobs *js, struct job *j)
+/* The caller holds the lock. */
+static void tell(struct job *j)
 {
-  for (int i = 0; i < REQUEST_N_MAX; i++)
-    draw_close(j->pic[i].draw); /* never started: a started one ends on the device thread */
+  for (struct listener *l = j->listeners; l; l = l->next)
+    l->wake(l);
+}
+
+/* What the job holds beside its entry. Nobody else can reach it any more but by job_look and job_listen, which see its state. */
+static void free_contents(struct job *j)
+{
+  for (int i = 0; i < REQUEST_N_MAX; i++) {
+    draw_close(j->pic[i].draw); /* never started: a started one ends on the stage thread */
+    j->pic[i].draw = NULL;
+    buf_close(&j->file[i]);
+  }
   free(j->pixels);
+  free(j->preview_rgb);
   request_close(&j->req);
   buf_close(&j->body);
-  memset(j->pic, 0, sizeof j->pic);
-  j->pixels = NULL;
+  j->pixels = j->preview_rgb = NULL;
   generation_unref(j->generation); /* of a job that ended before it was drawn; retiring is not freeing, so any thread may */
   j->generation = NULL;
   safety_target_unref(j->target);
   j->target = NULL;
+}
+
+void job_release(struct jobs *js, struct job *j)
+{
+  struct blob *gone[JOB_PREVIEWS];
+
+  free_contents(j);
   lock_take(&js->lock);
   assert(j->state == JOB_RESERVED || j->state == JOB_DONE);
-  js->waiting -= j->state == JOB_RESERVED;
+  tell(j);
+  while (j->listeners) {
+    struct listener *l = j->listeners;
+    j->listeners = l->next;
+    l->job = NULL;
+  }
+  memcpy(gone, j->preview, sizeof gone);
+  memset(j->preview, 0, sizeof j->preview);
+  share_leave(j->share);
+  j->share = NULL;
+  waiting_moves(js, -(j->state == JOB_RESERVED));
   js->active--;
   j->state = JOB_FREE;
   j->wake = NULL;
   j->next = js->free;
   js->free = j;
   lock_drop(&js->lock);
+  for (int i = 0; i < JOB_PREVIEWS; i++)
+    blob_unref(gone[i]);
 }
 
 /* ---- device thread ---- */
 
-struct job *job_take(struct jobs *js, int wait)
+/* Who of the waiting is next, NULL when none waits. The caller holds the lock. */
+static struct job *next_waiting(struct jobs *js)
+{
+  struct job *found = NULL;
+  struct turn best = {0};
+
+  for (struct job *j = js->queue; j; j = j->next) {
+    struct turn t = {.share = j->share, .due_ns = j->due_ns, .last = j->serial};
+    if (!found || fair_is_before(&t, &best)) {
+      found = j;
+      best = t;
+    }
+  }
+  return found;
+}
+
+struct job *job_take(struct jobs *js)
 {
   struct job *j;
 
   lock_take(&js->lock);
-  while (wait && !js->queue && !js->is_over)
-    lock_wait(&js->lock, &js->has_work);
-  j = list_pop(&js->queue, &js->queue_end);
+  j = next_waiting(js);
   if (j) {
-    js->waiting--;
+    j->share->turns++;
+    queue_remove(js, j);
+    waiting_moves(js, -1);
+    js->running++;
     j->state = JOB_RUNNING;
     j->taken_ns = clock_ns();
     j->times.queue = (double)(j->taken_ns - j->submitted_ns) / 1e6;
+    tell(j);
   }
   lock_drop(&js->lock);
   return j;
+}
+
+int jobs_wait(struct jobs *js, int may_take)
+{
+  int has;
+
+  lock_take(&js->lock);
+  while (!js->back && !(may_take && js->queue) && !js->is_over)
+    lock_wait(&js->lock, &js->has_work);
+  has = js->back || (may_take && js->queue);
+  lock_drop(&js->lock);
+  return has;
+}
+
+struct picture *pics_returned(struct jobs *js)
+{
+  struct picture *p;
+
+  lock_take(&js->lock);
+  p = js->back;
+  js->back = NULL;
+  js->back_end = &js->back;
+  lock_drop(&js->lock);
+  return p;
+}
+
+void pic_send(struct jobs *js, struct picture *p, enum stage_work work)
+{
+  struct stage_item *item = work == STAGE_PREVIEW ? &p->preview_item : &p->item;
+
+  lock_take(&js->lock);
+  item->work = work;
+  item->next = NULL;
+  *js->stage_end = item;
+  js->stage_end = &item->next;
+  pthread_cond_signal(&js->has_stage);
+  lock_drop(&js->lock);
+}
+
+int jobs_choose(struct jobs *js, struct picture *const *ready, int n, int cap, struct picture **p)
+{
+  struct turn turn[JOB_ALIVE_MAX];
+  int chosen[JOB_ALIVE_MAX];
+
+  assert(n <= JOB_ALIVE_MAX);
+  lock_take(&js->lock);
+  for (int i = 0; i < n; i++) {
+    const struct job *j = ready[i]->job;
+    turn[i] = (struct turn){.share = j->share, .due_ns = j->due_ns, .last = ready[i]->last, .work = j->work};
+  }
+  n = fair_choose(turn, n, cap, chosen);
+  lock_drop(&js->lock);
+  for (int i = 0; i < n; i++)
+    p[i] = ready[chosen[i]];
+  return n;
+}
+
+void jobs_stepped(struct jobs *js, struct picture *const *p, int n, int64_t ns)
+{
+  double work = 0, rate;
+
+  lock_take(&js->lock);
+  for (int i = 0; i < n; i++) {
+    struct job *j = p[i]->job;
+    work += j->work;
+    share_use(j->share, j->work);
+    tell(j);
+  }
+  rate = (double)ns / work;
+  js->ns_per_work = js->ns_per_work > 0 ? js->ns_per_work + 0.05 * (rate - js->ns_per_work) : rate;
+  lock_drop(&js->lock);
+}
+
+static void parcel_add(struct jobs *js, struct parcel *p)
+{
+  HELD(&js->lock);
+  p->next = NULL;
+  *js->parcel_end = p;
+  js->parcel_end = &p->next;
+  pthread_cond_signal(&js->has_parcel);
 }
 
 void job_drawn(struct jobs *js, struct job *j)
@@ -186,49 +367,126 @@ void job_drawn(struct jobs *js, struct job *j)
   lock_take(&js->lock);
   assert(j->state == JOB_RUNNING);
   j->state = JOB_DRAWN;
-  js->mean_ms += 0.2 * ((double)(clock_ns() - j->taken_ns) / 1e6 - js->mean_ms);
-  list_add(&js->done_end, j);
-  pthread_cond_signal(&js->has_drawn);
+  js->running--;
+  parcel_add(js, &j->parcel);
   lock_drop(&js->lock);
 }
 
-/* The last thing any thread but HTTP's does with a job. The caller holds no lock. */
-static void wake(struct job *j)
+/* Who is to hear that a job is DONE: read when it becomes so, and called without the lock. */
+struct waker {
+  void (*wake)(void *arg);
+  void *arg;
+};
+
+/* The job is its owner's again; the caller holds the lock, and calls the waker when it has dropped it. */
+static struct waker make_done(struct jobs *js, struct job *j)
 {
-  j->wake(j->wake_arg);
+  HELD(&js->lock);
+  j->state = JOB_DONE;
+  tell(j);
+  return (struct waker){j->wake, j->wake_arg};
+}
+
+static void call(struct waker w)
+{
+  if (w.wake)
+    w.wake(w.arg);
 }
 
 void job_fail(struct jobs *js, struct job *j)
 {
+  struct waker w;
+
   lock_take(&js->lock);
   assert((j->state == JOB_RUNNING || j->state == JOB_PREPARING) && j->err.code);
-  js->waiting -= j->state == JOB_PREPARING;
-  j->state = JOB_DONE;
+  waiting_moves(js, -(j->state == JOB_PREPARING));
+  js->running -= j->state == JOB_RUNNING;
+  w = make_done(js, j);
   lock_drop(&js->lock);
-  wake(j);
+  call(w);
+}
+
+/* ---- stage thread ---- */
+
+struct stage_item *stage_next(struct jobs *js)
+{
+  struct stage_item *s;
+
+  lock_take(&js->lock);
+  while (!js->stage && !js->is_over)
+    lock_wait(&js->lock, &js->has_stage);
+  s = js->stage;
+  if (s) {
+    js->stage = s->next;
+    if (!js->stage)
+      js->stage_end = &js->stage;
+  }
+  lock_drop(&js->lock);
+  return s;
+}
+
+void pic_return(struct jobs *js, struct picture *p)
+{
+  lock_take(&js->lock);
+  p->next = NULL;
+  *js->back_end = p;
+  js->back_end = &p->next;
+  pthread_cond_signal(&js->has_work);
+  lock_drop(&js->lock);
+}
+
+void job_send_preview(struct jobs *js, struct job *j)
+{
+  lock_take(&js->lock);
+  parcel_add(js, &j->preview_parcel);
+  lock_drop(&js->lock);
 }
 
 /* ---- encoder thread ---- */
 
-struct job *job_next_drawn(struct jobs *js)
+struct parcel *parcel_next(struct jobs *js)
 {
-  struct job *j;
+  struct parcel *p;
 
   lock_take(&js->lock);
-  while (!js->done && !js->is_over)
-    lock_wait(&js->lock, &js->has_drawn);
-  j = list_pop(&js->done, &js->done_end);
+  while (!js->parcel && !js->is_over)
+    lock_wait(&js->lock, &js->has_parcel);
+  p = js->parcel;
+  if (p) {
+    js->parcel = p->next;
+    if (!js->parcel)
+      js->parcel_end = &js->parcel;
+  }
   lock_drop(&js->lock);
-  return j;
+  return p;
+}
+
+void job_add_preview(struct jobs *js, struct job *j, struct blob *b)
+{
+  struct blob *old = NULL;
+
+  lock_take(&js->lock);
+  if (b) {
+    struct blob **at = &j->preview[++j->previews % JOB_PREVIEWS];
+    b->number = j->previews;
+    old = *at;
+    *at = b;
+    tell(j);
+  }
+  lock_drop(&js->lock);
+  blob_unref(old);
+  atomic_store(&j->is_previewing, 0);
 }
 
 void job_finish(struct jobs *js, struct job *j)
 {
+  struct waker w;
+
   lock_take(&js->lock);
   assert(j->state == JOB_DRAWN);
-  j->state = JOB_DONE;
+  w = make_done(js, j);
   lock_drop(&js->lock);
-  wake(j);
+  call(w);
 }
 
 /* ---- any thread ---- */
@@ -236,42 +494,222 @@ void job_finish(struct jobs *js, struct job *j)
 int job_stop_reason(struct err *e, int code)
 {
   if (code == E_CANCEL)
-    return err_set(e, code, "the client closed the connection");
+    return err_set(e, code, "the request was cancelled or its client closed the connection");
   if (code == E_TIMEOUT)
     return err_set(e, code, "the request was not finished within the server's deadline");
   return err_set(e, code, "the server is stopping");
 }
 
-/* Ends a waiting job or marks a running one; the caller holds the lock. Returns 1 when the caller must wake it. */
-static int stop_locked(struct jobs *js, struct job *j, int code)
+static void count_stop(int code)
+{
+  metric_add(METRIC_CANCELLED, code == E_TIMEOUT ? CANCEL_DEADLINE : code == E_NOTREADY ? CANCEL_SHUTDOWN : CANCEL_DISCONNECT, 1);
+}
+
+/* Ends a waiting job or marks a running one; the caller holds the lock, and calls the waker after. */
+static struct waker stop_locked(struct jobs *js, struct job *j, int code)
 {
   int unset = 0;
 
   HELD(&js->lock);
-  if (j->state == JOB_RUNNING || j->state == JOB_PREPARING) {
-    atomic_compare_exchange_strong(&j->stop, &unset, code); /* the first reason stays */
-    return 0;
-  }
+  if ((j->state == JOB_RUNNING || j->state == JOB_PREPARING) && atomic_compare_exchange_strong(&j->stop, &unset, code))
+    count_stop(code); /* the first reason stays */
   if (j->state != JOB_QUEUED)
-    return 0;
-  list_remove(&js->queue, &js->queue_end, j);
-  js->waiting--;
+    return (struct waker){0};
+  count_stop(code);
+  queue_remove(js, j);
+  waiting_moves(js, -1);
   job_stop_reason(&j->err, code);
   j->times.queue = (double)(clock_ns() - j->submitted_ns) / 1e6;
-  j->state = JOB_DONE;
-  return 1;
+  return make_done(js, j);
 }
 
 void job_stop(struct jobs *js, struct job *j, uint64_t serial, int code)
 {
-  int must_wake;
+  struct waker w = {0};
 
   lock_take(&js->lock);
-  must_wake = j->serial == serial && stop_locked(js, j, code);
+  if (j->serial == serial)
+    w = stop_locked(js, j, code);
   lock_drop(&js->lock);
-  if (must_wake)
-    wake(j);
+  call(w);
 }
+
+static void release_itself(void *arg)
+{
+  struct job *j = arg;
+
+  job_release(j->jobs, j);
+}
+
+int job_disown(struct jobs *js, struct job *j)
+{
+  struct waker w = {0};
+  int is_alive;
+
+  lock_take(&js->lock);
+  is_alive = j->state > JOB_RESERVED && j->state < JOB_DONE;
+  if (is_alive) {
+    j->wake = release_itself;
+    j->wake_arg = j;
+    w = stop_locked(js, j, E_CANCEL);
+  }
+  lock_drop(&js->lock);
+  call(w);
+  return is_alive;
+}
+
+/* Between the owner's hands: what others may look at. */
+static int is_visible(const struct job *j)
+{
+  return j->state > JOB_RESERVED;
+}
+
+int jobs_stop_caller(struct jobs *js, const char *caller, const struct surface *surface, int code)
+{
+  int stopped = 0;
+
+  for (int i = 0; i < js->n; i++) {
+    struct job *j = &js->job[i];
+    struct waker w = {0};
+
+    lock_take(&js->lock);
+    if (is_visible(j) && j->state < JOB_DRAWN && j->surface == surface && !strcmp(j->caller, caller)) {
+      w = stop_locked(js, j, code);
+      stopped++;
+    }
+    lock_drop(&js->lock);
+    call(w);
+  }
+  return stopped;
+}
+
+void jobs_stop_all(struct jobs *js, int code)
+{
+  for (int i = 0; i < js->n; i++) {
+    struct waker w;
+    lock_take(&js->lock);
+    w = stop_locked(js, &js->job[i], code);
+    lock_drop(&js->lock);
+    call(w);
+  }
+}
+
+/* ---- looking ---- */
+
+static double work_left(const struct job *j)
+{
+  return j->work * (j->req.steps * j->req.n - atomic_load(&j->steps_done));
+}
+
+/* Whether the waiting job a starts before b, as far as one can tell. */
+static int is_ahead(const struct job *a, const struct job *b)
+{
+  return a->due_ns < b->due_ns || (a->due_ns == b->due_ns && a->serial < b->serial);
+}
+
+/* Place and time until the job is done; the caller holds the lock. */
+static void look_ahead(struct jobs *js, const struct job *j, struct job_view *v)
+{
+  double work = work_left(j);
+
+  for (int i = 0; i < js->n; i++) {
+    const struct job *o = &js->job[i];
+    if (o == j)
+      continue;
+    if (o->state == JOB_RUNNING || (o->state == JOB_QUEUED && is_ahead(o, j)))
+      work += work_left(o);
+    v->position += o->state == JOB_QUEUED && is_ahead(o, j);
+  }
+  if (j->state == JOB_QUEUED)
+    v->position++;
+  else
+    v->position = 0;
+  v->wait_s = work * js->ns_per_work / 1e9;
+}
+
+int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview, int wants_preview, struct job_view *v)
+{
+  int is_there;
+
+  *v = (struct job_view){0};
+  lock_take(&js->lock);
+  is_there = j->serial == serial && is_visible(j);
+  if (is_there) {
+    v->state = j->state;
+    v->pictures = j->req.n;
+    v->steps = j->req.steps * j->req.n;
+    v->steps_done = atomic_load(&j->steps_done);
+    v->drawn = atomic_load(&j->drawn);
+    if (j->state < JOB_DRAWN)
+      look_ahead(js, j, v);
+    for (int k = after_preview + 1; k <= j->previews && !v->preview; k++) {
+      struct blob *b = j->preview[k % JOB_PREVIEWS];
+      if (b->number == k)
+        v->preview = blob_ref(b);
+    }
+    if (wants_preview && !v->preview)
+      atomic_store(&j->wants_preview, 1);
+  }
+  lock_drop(&js->lock);
+  return is_there;
+}
+
+/* Whether a serves the search better than b, which may be NULL. */
+static int is_better(const struct job *a, const struct job *b, int by_id)
+{
+  if (!b)
+    return 1;
+  if (by_id)
+    return a->serial > b->serial;
+  if ((a->state == JOB_RUNNING) != (b->state == JOB_RUNNING))
+    return a->state == JOB_RUNNING;
+  return a->serial < b->serial;
+}
+
+struct job *job_find(struct jobs *js, const char *id, const char *caller, uint64_t *serial)
+{
+  struct job *found = NULL;
+
+  lock_take(&js->lock);
+  for (int i = 0; i < js->n; i++) {
+    struct job *j = &js->job[i];
+    if (is_visible(j) && (id ? !strcmp(j->id, id) : !strcmp(j->caller, caller)) && is_better(j, found, id != NULL))
+      found = j;
+  }
+  *serial = found ? found->serial : 0;
+  lock_drop(&js->lock);
+  return found;
+}
+
+int job_listen(struct jobs *js, struct job *j, uint64_t serial, struct listener *l)
+{
+  int is_there;
+
+  lock_take(&js->lock);
+  is_there = j->serial == serial && is_visible(j);
+  if (is_there) {
+    l->job = j;
+    l->next = j->listeners;
+    j->listeners = l;
+  }
+  lock_drop(&js->lock);
+  return is_there;
+}
+
+void job_unlisten(struct jobs *js, struct listener *l)
+{
+  lock_take(&js->lock);
+  if (l->job) {
+    struct listener **p = &l->job->listeners;
+    while (*p != l)
+      p = &(*p)->next;
+    *p = l->next;
+    l->job = NULL;
+  }
+  lock_drop(&js->lock);
+}
+
+/* ---- the end ---- */
 
 void jobs_refuse(struct jobs *js)
 {
@@ -280,43 +718,38 @@ void jobs_refuse(struct jobs *js)
   lock_drop(&js->lock);
 }
 
-void jobs_stop_all(struct jobs *js, int code)
-{
-  for (int i = 0; i < js->n; i++) {
-    int must_wake;
-    lock_take(&js->lock);
-    must_wake = stop_locked(js, &js->job[i], code);
-    lock_drop(&js->lock);
-    if (must_wake)
-      wake(&js->job[i]);
-  }
-}
-
 void jobs_end(struct jobs *js)
 {
   lock_take(&js->lock);
   js->is_closed = js->is_over = 1;
   pthread_cond_broadcast(&js->has_work);
-  pthread_cond_broadcast(&js->has_drawn);
+  pthread_cond_broadcast(&js->has_stage);
+  pthread_cond_broadcast(&js->has_parcel);
   lock_drop(&js->lock);
 }
 
-int jobs_active(struct jobs *js)
+struct jobs_count jobs_count(struct jobs *js)
 {
-  int n;
+  struct jobs_count c;
 
   lock_take(&js->lock);
-  n = js->active;
+  c = (struct jobs_count){.waiting = js->waiting, .running = js->running, .active = js->active};
   lock_drop(&js->lock);
-  return n;
+  return c;
 }
 
 int jobs_retry_after(struct jobs *js)
 {
-  double s;
+  double work = 0, s;
+  int n = 1;
 
   lock_take(&js->lock);
-  s = (js->waiting + 1) * js->mean_ms / 1000;
+  for (int i = 0; i < js->n; i++)
+    if (js->job[i].state == JOB_RUNNING || js->job[i].state == JOB_QUEUED) {
+      work += work_left(&js->job[i]);
+      n++;
+    }
+  s = work * js->ns_per_work / 1e9 / n;
   lock_drop(&js->lock);
   return s < 1 ? 1 : s > 60 ? 60 : (int)(s + 0.999);
 }

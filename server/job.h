@@ -12,17 +12,24 @@
  *
  *      state     belongs to       what may be trusted
  *      FREE      the table        nothing
- *      RESERVED  HTTP thread      it counts against the queue's bound; the HTTP thread decodes the body into it
+ *      RESERVED  its owner        it counts against the queue's bound; the owner (HTTP thread, jobs service) decodes the body into it
  *      PREPARING loader thread    request, pictures and recipe are complete; the generation that it needs is being composed; stop may be set
  *      QUEUED    the queue        request, pictures and recipe are complete; nothing is started
- *      RUNNING   device thread    pixels appear; stop may be set by others and is obeyed at the next step
- *      DRAWN     encoder thread   all pixels are there and no draw is alive; it can no longer be stopped
- *      DONE      HTTP thread      either err.code or the answer in body; the owner was woken once
+ *      RUNNING   device thread    its pictures pass between device and stage thread; stop may be set by others and is obeyed at the next step
+ *      DRAWN     encoder thread   every draw is closed; all pixels are there unless err says why not; it can no longer be stopped
+ *      DONE      its owner        either err.code or the answer in body and file; the owner was woken once
  *
- * Only three fields are shared between threads: state and the queue links under the table's lock, and `stop`, which is atomic.
- * wake is called once per job, without the lock, by whoever makes it DONE.
+ * A request of n pictures is one job with n pictures that are drawn and scheduled one by one. Each running picture belongs to one thread:
  *
- * Called by http.c, worker.c, encode.c, watch.c, serve.c. Threads: as the states say.
+ *      device --pic_send(START)--> stage --pic_return--> device (steps) --pic_send(DECODE or CLOSE)--> stage --pic_return--> device
+ *
+ * What others may see of a running job, they see through job_look: counters that are atomic, and previews that are counted blobs. They
+ * are told of news by listeners.
+ *
+ * Shared between threads: state, links, share and previews under the table's lock; stop, steps_done, drawn and wants_preview, which are atomic. wake is
+ * called once per job, without the lock, by whoever makes it DONE.
+ *
+ * Called by http.c and its surfaces, worker.c, stage.c, encode.c, watch.c, serve.c. Threads: as the states say.
  */
 #ifndef SAFELIGHT_SERVER_JOB_H
 #define SAFELIGHT_SERVER_JOB_H
@@ -36,31 +43,86 @@
 #include "models/pipeline.h"
 #include "proto/openai.h"
 #include "proto/request.h"
+#include "server/fair.h"
 #include "server/safety.h"
 #include "server/thread.h"
 
 enum job_state { JOB_FREE, JOB_RESERVED, JOB_PREPARING, JOB_QUEUED, JOB_RUNNING, JOB_DRAWN, JOB_DONE };
 
-enum { JOB_ID_MAX = 64 };
+enum { JOB_ID_MAX = 64, JOB_PREVIEWS = 4, JOB_ALIVE_MAX = 64 /* pictures with the device and stage threads */ };
+
+struct job;
+struct surface;
+
+/* Bytes that several readers share: a preview's file. */
+struct blob {
+  _Atomic int refs;
+  int number;        /* of the preview in its job, from 1 */
+  int picture, step; /* what it shows */
+  size_t len;
+  char data[];
+};
+struct blob *blob_ref(struct blob *b);
+void blob_unref(struct blob *b); /* takes NULL */
+
+/* What the stage thread is asked to do with a picture. */
+enum stage_work {
+  STAGE_START,   /* encode the prompts, first noise */
+  STAGE_DECODE,  /* pixels; then the draw is closed */
+  STAGE_CLOSE,   /* the draw is closed without a picture */
+  STAGE_PREVIEW  /* decode the snapshot; the picture itself stays with the device thread */
+};
+
+struct stage_item {
+  struct stage_item *next;
+  struct picture *pic;
+  enum stage_work work;
+};
 
 struct picture {
-  struct draw *draw;   /* prepared on the HTTP thread, alive on the device thread, NULL once decoded */
-  uint8_t *rgb;        /* width*height*3, inside job.pixels */
+  struct job *job;
+  struct draw *draw;       /* prepared by the owner, NULL once closed */
+  uint8_t *rgb;            /* width*height*3, inside job.pixels */
   uint64_t seed;
+  struct err err;          /* why it has no pixels */
+  uint64_t last;           /* its last turn; device thread */
+  struct stage_item item, preview_item;
+  struct picture *next;    /* lock: pictures that come back to the device thread */
+};
+
+/* Someone who wants to hear of news of one job. wake is called with the table's lock held: it may resume a connection and nothing else. */
+struct listener {
+  struct listener *next;
+  struct job *job;         /* lock; NULL: not listening (any more) */
+  void (*wake)(struct listener *l);
+};
+
+/* What the encoder thread gets: a job that is drawn, or a preview of one that runs. */
+struct parcel {
+  struct parcel *next;
+  struct job *job;
+  int is_preview;
 };
 
 struct job {
   enum job_state state;           /* lock */
   struct jobs *jobs;              /* the table that it is in */
-  struct job *next;               /* lock: free list, queue or drawn list */
+  struct job *next;               /* lock: free list or queue */
   uint64_t serial;                /* changes with every use of the entry, so that a late job_stop meets no stranger */
   _Atomic int stop;               /* 0, or the E_* why it must end */
 
-  char id[JOB_ID_MAX + 1];        /* x-request-id */
+  char id[JOB_ID_MAX + 1];        /* x-request-id, or the durable job's own */
+  const struct surface *surface;  /* how its answer is written */
+  char caller[FAIR_NAME];         /* tenant, or "peer ADDRESS" of who has no key: whose job it is */
+  double weight;                  /* of its tenant; 1 unless the policy says otherwise */
+  struct share *share;            /* lock */
+  double work;                    /* of one step of one picture, in pixels and rows */
+  int64_t due_ns;                 /* see fair.h */
+
   struct request req;
   enum sampler_kind sampler;
   int karras;
-  int wants_png;                  /* the picture itself instead of JSON */
+  int wants_file;                 /* the picture itself instead of JSON */
   char styles[REQUEST_LORAS_MAX * (REQUEST_LORA_NAME + 16)]; /* "name:weight name:weight", for people */
   struct picture pic[REQUEST_N_MAX];
   uint8_t *pixels;
@@ -68,14 +130,27 @@ struct job {
   struct safety_target *target;   /* what it is to be drawn under; a reference */
   struct generation *generation;  /* pinned by the device thread when it starts the job, a reference until the job is drawn */
   struct safety_stamp stamp;      /* of what was pinned; id "" before */
-  int started, live, drawn;       /* pictures; device thread */
-  int steps_done;                 /* of all pictures; device thread */
+  int started, live;              /* pictures; device thread */
+  _Atomic int drawn;              /* pictures that have pixels */
+  _Atomic int steps_done;         /* of all pictures */
+
+  _Atomic int wants_preview;      /* set by who looks, cleared by the device thread when it takes a snapshot */
+  int previews_planned;           /* device thread: how many of req.previews were taken */
+  int preview_step, preview_picture; /* what the preview on its way shows; device thread until it is sent */
+  _Atomic int is_previewing;      /* one is on its way: the device thread takes no other */
+  uint8_t *preview_rgb;           /* stage thread, then encoder */
+  struct blob *preview[JOB_PREVIEWS]; /* lock: number k at k % JOB_PREVIEWS */
+  int previews;                   /* lock: how many were made */
+  int is_preview_recorded;        /* encoder thread */
+  struct listener *listeners;     /* lock */
 
   int64_t submitted_ns, taken_ns; /* clock_ns() */
-  struct stage_times times;       /* ms; text, unet and vae summed over the pictures */
+  struct stage_times times;       /* ms; text and vae by the stage thread, unet by the device thread, summed over the pictures */
 
   struct err err;
+  struct buf file[REQUEST_N_MAX]; /* the encoded pictures */
   struct buf body;                /* the answer */
+  struct parcel parcel, preview_parcel;
 
   void (*wake)(void *arg);
   void *wake_arg;
@@ -83,51 +158,101 @@ struct job {
 
 struct jobs {
   struct lock lock;
-  pthread_cond_t has_work, has_drawn;
+  pthread_cond_t has_work, has_stage, has_parcel;
   struct job *job;                /* n entries */
   int n;
   struct job *free;
-  struct job *queue, **queue_end; /* QUEUED, oldest first */
-  struct job *done, **done_end;   /* DRAWN, oldest first */
-  int waiting, max_waiting;       /* RESERVED and QUEUED */
+  struct job *queue, **queue_end; /* QUEUED, in order of arrival */
+  struct picture *back, **back_end; /* pictures that the stage thread hands back */
+  struct stage_item *stage, **stage_end;
+  struct parcel *parcel, **parcel_end;
+  struct shares shares;
+  int waiting, max_waiting;       /* RESERVED, PREPARING and QUEUED */
+  int running;                    /* RUNNING */
   int active;                     /* everything that is not FREE */
   int is_closed;                  /* job_reserve refuses with E_NOTREADY */
-  int is_over;                    /* job_take and job_next_drawn return NULL when there is nothing left */
+  int is_over;                    /* whoever waits for work returns when there is nothing left */
   uint64_t serial;
-  double mean_ms;                 /* what a job takes on the device, smoothed */
+  double ns_per_work;             /* what the device takes, smoothed; 0: nothing was measured yet */
 };
 
 /* max_waiting jobs may wait while `running` pictures are drawn. E_NOMEM. jobs_close after. */
 MUST_CHECK int jobs_open(struct jobs *js, int max_waiting, int running, struct err *e);
 void jobs_close(struct jobs *js); /* takes zeroed; every job is FREE and no thread uses it */
 
-/* HTTP thread. E_BUSY when the queue is full, E_NOTREADY when the server stops. On success the job is the caller's until
- * job_submit or job_release. */
+/* ---- owner: HTTP thread or jobs service ---- */
+
+/* E_BUSY when the queue is full, E_NOTREADY when the server stops. On success the job is the caller's until job_submit or job_release. */
 MUST_CHECK int job_reserve(struct jobs *js, struct job **j, struct err *e);
 void job_submit(struct jobs *js, struct job *j); /* loader thread: what it was given to prepare */
-/* HTTP thread, or the device thread with a job that it cannot start yet: the loader is asked next, and hands it to job_submit or job_fail. */
+/* The owner, or the device thread with a job that it cannot start yet: the loader is asked next, and hands it to job_submit or job_fail. */
 void job_prepare(struct jobs *js, struct job *j);
-/* HTTP thread. Frees pixels, body and draws that never started. */
+/* Frees pixels, files, body and draws that never started. */
 void job_release(struct jobs *js, struct job *j);
 
-/* Device thread: the oldest waiting job. wait: sleep until there is one; NULL then means that it is all over. */
-struct job *job_take(struct jobs *js, int wait);
-void job_drawn(struct jobs *js, struct job *j);
-void job_fail(struct jobs *js, struct job *j); /* j->err says why; loader thread too */
+/* ---- device thread ---- */
 
-/* Encoder thread: the oldest drawn job, sleeping until there is one; NULL: it is all over. */
-struct job *job_next_drawn(struct jobs *js);
-void job_finish(struct jobs *js, struct job *j); /* body is the answer, unless j->err says what went wrong */
+struct job *job_take(struct jobs *js);              /* who is next (fair.h), now RUNNING; NULL: none waits */
+/* Sleeps until a picture came back, or a job waits if may_take. 0: it is all over, and nothing came. */
+int jobs_wait(struct jobs *js, int may_take);
+struct picture *pics_returned(struct jobs *js);     /* all that came back, linked by next; NULL: none */
+void pic_send(struct jobs *js, struct picture *p, enum stage_work work);
+/* Whose turn it is: up to cap of n pictures, into p (fair.h). Returns how many. */
+int jobs_choose(struct jobs *js, struct picture *const *ready, int n, int cap, struct picture **p);
+/* Pictures had a turn of ns nanoseconds together: their shares, and what a step takes, are known better. Listeners hear of it. */
+void jobs_stepped(struct jobs *js, struct picture *const *p, int n, int64_t ns);
+void job_drawn(struct jobs *js, struct job *j);     /* every picture has ended; j->err says whether as wished */
+void job_fail(struct jobs *js, struct job *j);      /* no picture was started; j->err says why; loader thread too */
 
-/* Any thread: ends the job that had this serial, now when it waits, at the next step when it runs. */
+/* ---- stage thread ---- */
+
+struct stage_item *stage_next(struct jobs *js);     /* sleeps; NULL: it is all over */
+void pic_return(struct jobs *js, struct picture *p);
+void job_send_preview(struct jobs *js, struct job *j); /* preview_rgb holds pixels */
+
+/* ---- encoder thread ---- */
+
+struct parcel *parcel_next(struct jobs *js);        /* sleeps; NULL: it is all over */
+/* b may be NULL: there is none after all. b's reference goes over. */
+void job_add_preview(struct jobs *js, struct job *j, struct blob *b);
+void job_finish(struct jobs *js, struct job *j);    /* body and file are the answer, unless j->err says what went wrong */
+
+/* ---- any thread ---- */
+
+/* The owner of a submitted job leaves: it is stopped, and released when it is DONE. 0: it is DONE, or was never submitted; the owner releases it. */
+int job_disown(struct jobs *js, struct job *j);
+/* Ends the job that had this serial, now when it waits, at the next step when it runs. */
 void job_stop(struct jobs *js, struct job *j, uint64_t serial, int code);
 
-/* Main thread, at the end: admit no more; stop all with E_NOTREADY; let the device and encoder threads return. */
+/* What one may know of a job. */
+struct job_view {
+  enum job_state state;
+  int steps, steps_done;   /* of all pictures */
+  int pictures, drawn;
+  int position;            /* 1: the next to start; 0: it does not wait */
+  double wait_s;           /* until it is done, by what the device took so far; 0 when nothing is known */
+  struct blob *preview;    /* the oldest after the number that was asked for, a reference; NULL: none */
+};
+/* 0 when the entry is no longer this job. wants_preview: the device is asked for one. */
+int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview, int wants_preview, struct job_view *v);
+/* The job with this id (ids are the owners': of several that are the same the newest); or, id NULL, of this caller: a running one, else the one that waits
+ * longest. NULL: none. */
+struct job *job_find(struct jobs *js, const char *id, const char *caller, uint64_t *serial);
+/* How many of this caller's jobs were stopped. */
+int jobs_stop_caller(struct jobs *js, const char *caller, const struct surface *surface, int code);
+/* From now on l->wake is called when there is news of the job. 0 when the entry is no longer this job. */
+int job_listen(struct jobs *js, struct job *j, uint64_t serial, struct listener *l);
+void job_unlisten(struct jobs *js, struct listener *l); /* takes one that does not listen */
+
+/* Main thread, at the end: admit no more; stop all with E_NOTREADY; let device, stage and encoder threads return. */
 void jobs_refuse(struct jobs *js);
 void jobs_stop_all(struct jobs *js, int code);
 void jobs_end(struct jobs *js);
 
-int jobs_active(struct jobs *js);        /* how many are not FREE */
+struct jobs_count {
+  int waiting, running, active;
+};
+struct jobs_count jobs_count(struct jobs *js);
 int jobs_retry_after(struct jobs *js);   /* seconds until a place is likely, 1..60 */
 /* The sentence for a client whose job was stopped with this code. */
 int job_stop_reason(struct err *e, int code);

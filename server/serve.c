@@ -5,8 +5,9 @@
  *      main       serve.c    configuration, signals                signalfd, eventfd        touch a job or a tensor
  *      http       http.c     connections; RESERVED and DONE jobs   nothing but its epoll    call the device, wait for a job
  *      watch      watch.c    connection clocks                     poll                     touch a job but through job_stop
- *      device     worker.c   backend, model, RUNNING jobs          job_take, the device     touch a connection, JSON or PNG
- *      encoder    encode.c   DRAWN jobs                            job_next_drawn, audit    call the device
+ *      device     worker.c   backend, model, RUNNING jobs          jobs_wait, the device    touch a connection, JSON or a file
+ *      stage      stage.c    pictures sent to it, a lane           stage_next, its lane     touch a connection, JSON or a file
+ *      encoder    encode.c   DRAWN jobs, previews                  parcel_next, audit       call the device
  *      audit      audit.c    the audit log                         its queue, the disk      touch a job
  *      loader     safety_*.c adapters, generations, PREPARING jobs its inbox, files, audit  touch a RUNNING job, publish unverified
  *      admin      admin.c    the operator's connections, a thread  the loader, audit        touch a job, decide what policy decides
@@ -139,13 +140,13 @@ static void second_signal(int sig)
 static void drain(struct server *s)
 {
   int64_t now = clock_ns(), end = now + (int64_t)s->cfg.drain_s * 1000000000, last;
-  int sig, left = jobs_active(&s->jobs), told = 0;
+  int sig, left = jobs_count(&s->jobs).active, told = 0;
 
   http_stopping(&s->http);
   jobs_refuse(&s->jobs);
   if (left || worker_state(&s->worker) != WORKER_FAILED)
     log_event("stopping: %d requests have %d s to finish", left, s->cfg.drain_s);
-  while ((left = jobs_active(&s->jobs))) {
+  while ((left = jobs_count(&s->jobs).active)) {
     if (clock_ns() >= end) {
       if (!told)
         log_event("stopping: %d requests did not finish in time and are ended", left);

@@ -2,8 +2,8 @@
  * thread.h - who am I, and which lock do I hold: two questions that server/ asks itself with assert, which stays on in release.
  *
  * Every thread names itself once; a function that belongs to one thread says ON_THREAD(...) first. Locks are leaves: a thread
- * that holds one may not take another, so there is no lock order to get wrong. No lock is held across a call of the engine or
- * of libmicrohttpd.
+ * that holds one may not take another, so there is no lock order to get wrong. No lock is held across a call of the
+ * engine or of libmicrohttpd, but for MHD_resume_connection, whose own locks are leaves too.
  *
  * Threads: all of server/. The table of who owns what stands in serve.c.
  */
@@ -16,8 +16,8 @@
 
 #include "base/err.h"
 
-enum thread_kind { THREAD_OTHER, THREAD_MAIN, THREAD_HTTP, THREAD_WATCH, THREAD_DEVICE, THREAD_ENCODE, THREAD_AUDIT, THREAD_LOADER,
-                   THREAD_ADMIN, THREAD_STORE };
+enum thread_kind { THREAD_OTHER, THREAD_MAIN, THREAD_HTTP, THREAD_WATCH, THREAD_DEVICE, THREAD_STAGE, THREAD_ENCODE, THREAD_AUDIT, THREAD_LOADER, THREAD_ADMIN,
+                   THREAD_STORE };
 
 extern _Thread_local enum thread_kind thread_self;
 

@@ -65,7 +65,25 @@ void watch_job(struct watch *w, int at, struct job *j, uint64_t serial, int64_t 
   stir(w); /* its socket must be polled from now on */
 }
 
+void watch_stream(struct watch *w, int at, void (*poke)(void *arg), void *arg, int64_t deadline_ns)
+{
+  if (at < 0)
+    return;
+  lock_take(&w->lock);
+  w->entry[at] = (struct watch_entry){.phase = WATCH_STREAMING, .fd = w->entry[at].fd, .deadline_ns = deadline_ns, .poke = poke, .arg = arg};
+  lock_drop(&w->lock);
+  stir(w);
+}
+
 /* ---- the watcher thread ---- */
+
+/* The caller holds the lock. It is not poked again until the stream says that it sleeps again. */
+static void poke(struct watch_entry *n)
+{
+  n->deadline_ns = INT64_MAX;
+  n->is_gone = 1;
+  n->poke(n->arg);
+}
 
 struct overdue {
   struct job *job;
@@ -88,13 +106,15 @@ static int look_around(struct watch *w, int *polls, struct overdue *late)
     if (n->deadline_ns <= now && n->phase == WATCH_WAITING && !late->job) {
       *late = (struct overdue){n->job, n->serial};
       n->deadline_ns = INT64_MAX;
+    } else if (n->deadline_ns <= now && n->phase == WATCH_STREAMING) {
+      poke(n);
     } else if (n->deadline_ns <= now && n->phase != WATCH_WAITING) {
       shutdown(n->fd, SHUT_RDWR);
       n->deadline_ns = INT64_MAX;
     }
     if (n->deadline_ns < next)
       next = n->deadline_ns;
-    if (n->phase == WATCH_WAITING && !n->is_gone) {
+    if ((n->phase == WATCH_WAITING || n->phase == WATCH_STREAMING) && !n->is_gone) {
       w->polled[*polls - 1] = i;
       w->poll[(*polls)++] = (struct pollfd){.fd = n->fd, .events = POLLRDHUP};
     }
@@ -113,9 +133,13 @@ static void went_away(struct watch *w, int at, int fd)
   struct pollfd again = {.fd = fd, .events = POLLRDHUP};
 
   lock_take(&w->lock);
-  if (w->entry[at].phase == WATCH_WAITING && w->entry[at].fd == fd && poll(&again, 1, 0) == 1) {
-    w->entry[at].is_gone = 1;
-    gone = (struct overdue){w->entry[at].job, w->entry[at].serial};
+  if (w->entry[at].fd == fd && !w->entry[at].is_gone && poll(&again, 1, 0) == 1) {
+    if (w->entry[at].phase == WATCH_WAITING) {
+      w->entry[at].is_gone = 1;
+      gone = (struct overdue){w->entry[at].job, w->entry[at].serial};
+    } else if (w->entry[at].phase == WATCH_STREAMING) {
+      poke(&w->entry[at]);
+    }
   }
   lock_drop(&w->lock);
   if (gone.job)

@@ -8,6 +8,7 @@
  *      IDLE       connected, or answer sent       socket is shut down        (libmicrohttpd sees it)
  *      READING    the request line came           socket is shut down        (libmicrohttpd sees it)
  *      WAITING    a job was submitted             job_stop E_TIMEOUT         job_stop E_CANCEL
+ *      STREAMING  a stream has no news            poke                       poke
  *      SENDING    the answer was handed over      socket is shut down        (libmicrohttpd sees it)
  *
  * A socket is only touched under the lock and while its entry exists; libmicrohttpd closes it after watch_remove.
@@ -25,7 +26,7 @@
 #include "server/job.h"
 #include "server/thread.h"
 
-enum watch_phase { WATCH_FREE, WATCH_IDLE, WATCH_READING, WATCH_WAITING, WATCH_SENDING };
+enum watch_phase { WATCH_FREE, WATCH_IDLE, WATCH_READING, WATCH_WAITING, WATCH_STREAMING, WATCH_SENDING };
 
 struct watch_entry {
   enum watch_phase phase;
@@ -34,6 +35,8 @@ struct watch_entry {
   int64_t deadline_ns;
   struct job *job;      /* WAITING */
   uint64_t serial;
+  void (*poke)(void *arg); /* STREAMING; called with the lock held: may resume the connection and nothing else */
+  void *arg;
 };
 
 struct watch {
@@ -57,5 +60,7 @@ int watch_add(struct watch *w, int fd, int64_t deadline_ns); /* the entry's numb
 void watch_remove(struct watch *w, int at);                  /* takes -1 */
 void watch_phase(struct watch *w, int at, enum watch_phase phase, int64_t deadline_ns); /* takes -1 */
 void watch_job(struct watch *w, int at, struct job *j, uint64_t serial, int64_t deadline_ns);
+/* poke(arg) when the client is gone, or at the deadline; once. */
+void watch_stream(struct watch *w, int at, void (*poke)(void *arg), void *arg, int64_t deadline_ns);
 
 #endif

@@ -8,11 +8,13 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "server/log.h"
+#include "server/metrics.h"
 
 enum worker_state worker_state(const struct worker *w)
 {
@@ -34,6 +36,9 @@ void worker_set_safety(struct worker *w, struct safety *s)
   atomic_store(&w->safety, s);
 }
 
+/* Pictures in one pass where rows share it, when the operator does not say. */
+enum { BATCH_SHARED = 8 };
+
 static void set_state(struct worker *w, enum worker_state state)
 {
   uint64_t one = 1;
@@ -53,6 +58,7 @@ static int set_limits(struct worker *w, struct err *e)
   const struct model_info *info = w->serving.info;
   const struct config *c = w->cfg;
 
+  l->offers = REQUEST_OFFERS_STREAM;
   l->size_multiple = info->size_multiple;
   l->default_size = c->size ? c->size : info->default_size;
   l->max_size = c->max_size ? c->max_size : 2 * info->default_size;
@@ -94,7 +100,12 @@ static int load(struct worker *w, struct err *e)
   if (be_open(&w->be, ops, &bc, e) || model_open(&s->model, &w->be, w->cfg->model, e))
     return e->code;
   s->info = model_info(s->model);
-  if (set_limits(w, e) || model_reserve(s->model, s->limits.max_size, s->limits.max_size, e))
+  if (set_limits(w, e) || model_reserve_for(s->model, s->limits.max_size, s->limits.max_size, LANE_STEPS, e))
+    return e->code;
+  w->batch_max = w->cfg->batch ? w->cfg->batch : ops->rows_are_alone ? BATCH_SHARED : w->be.threads;
+  if (w->batch_max > w->cfg->running)
+    w->batch_max = w->cfg->running;
+  if (batch_open(&w->batch, s->model, w->batch_max, e) || stage_open(&w->stage, w->jobs, s->model, e))
     return e->code;
   s->loaded_s = (int64_t)time(NULL);
   snprintf(s->backend, sizeof s->backend, "%s: %s", w->be.ops->name, w->be.info);
@@ -106,59 +117,143 @@ static int load(struct worker *w, struct err *e)
 
 /* ---- drawing ---- */
 
-/* The picture's draw ends here, whatever came of it; the job when it was the last one. */
-static void slot_end(struct worker *w, struct slot *s)
+/* The first thing that went wrong with a picture of this job ends the job. */
+static void note_failure(struct worker *w, struct job *j, const struct err *why)
 {
-  struct job *j = s->job;
+  if (!j->err.code)
+    j->err = *why;
+  if (why->code == E_DEVICE && worker_state(w) == WORKER_READY) {
+    w->why = *why;
+    jobs_refuse(w->jobs);
+    set_state(w, WORKER_FAILED);
+  }
+}
 
-  draw_close(s->pic->draw);
-  s->pic->draw = NULL;
-  if (--j->live || (!j->err.code && j->drawn < j->req.n))
-    return; /* others of this job are alive, or to be started */
+/* No picture of the job is alive, and none is to be started. */
+static void job_end(struct worker *w, struct job *j)
+{
   if (w->filling == j)
     w->filling = NULL;
   generation_unref(j->generation);
   j->generation = NULL;
-  if (j->err.code)
-    job_fail(w->jobs, j);
-  else
-    job_drawn(w->jobs, j);
+  job_drawn(w->jobs, j);
 }
 
-/* One call of the engine for one picture, timed. Returns 1 while the picture lives. */
-static int slot_advance(struct worker *w, struct slot *s)
+/* The picture's draw is closed; the job ends with its last one. */
+static void picture_end(struct worker *w, struct picture *p)
 {
-  struct job *j = s->job;
-  struct err *e = &j->err;
-  int64_t t = clock_ns();
-  int stop = atomic_load(&j->stop), r;
+  struct job *j = p->job;
 
-  if (!e->code && stop)
-    job_stop_reason(e, stop);
-  if (!e->code && !s->is_started) {
-    r = draw_start(s->pic->draw, model_lane(w->serving.model), j->generation, e);
-    s->is_started = 1;
-    j->times.text += (double)(clock_ns() - t) / 1e6;
-    if (!r)
-      return 1;
-  } else if (!e->code && draw_step_index(s->pic->draw) < draw_step_count(s->pic->draw)) {
-    r = draw_step(s->pic->draw, e);
-    j->steps_done += !r;
-    j->times.unet += (double)(clock_ns() - t) / 1e6;
-    if (!r)
-      return 1;
-  } else if (!e->code) {
-    r = draw_decode(s->pic->draw, model_lane(w->serving.model), s->pic->rgb, e);
-    j->times.vae += (double)(clock_ns() - t) / 1e6;
-    j->drawn += !r;
+  w->alive--;
+  metric_move(METRIC_RUNNING, 0, -1);
+  if (p->err.code)
+    note_failure(w, j, &p->err);
+  else
+    atomic_fetch_add(&j->drawn, 1);
+  if (!--j->live && (j->err.code || j->started == j->req.n))
+    job_end(w, j);
+}
+
+/* Pictures that the stage thread has done with: started ones become ready, closed ones end. */
+static void take_back(struct worker *w)
+{
+  struct picture *next;
+
+  for (struct picture *p = pics_returned(w->jobs); p; p = next) {
+    next = p->next;
+    if (!p->draw)
+      picture_end(w, p);
+    else
+      w->ready[w->n_ready++] = p;
   }
-  if (e->code == E_DEVICE && worker_state(w) == WORKER_READY) {
-    w->why = *e;
-    jobs_refuse(w->jobs);
-    set_state(w, WORKER_FAILED);
+}
+
+/* Sends the pictures to their end that failed, were stopped, belong to a job that did, or are finished. */
+static void sort_out(struct worker *w)
+{
+  int kept = 0;
+
+  for (int i = 0; i < w->n_ready; i++) {
+    struct picture *p = w->ready[i];
+    struct job *j = p->job;
+    int stop = atomic_load(&j->stop);
+
+    if (!p->err.code && stop)
+      job_stop_reason(&p->err, stop);
+    if (p->err.code)
+      note_failure(w, j, &p->err);
+    else if (j->err.code)
+      p->err = j->err;
+    if (p->err.code)
+      pic_send(w->jobs, p, STAGE_CLOSE);
+    else if (draw_step_index(p->draw) == draw_step_count(p->draw))
+      pic_send(w->jobs, p, STAGE_DECODE);
+    else
+      w->ready[kept++] = p;
   }
-  slot_end(w, s);
-  return 0;
+  w->n_ready = kept;
+}
+
+/* Whether somebody waits to see what this picture looks like now: a stream's planned previews, evenly over the steps, or a look. */
+static int is_preview_due(struct job *j, struct picture *p)
+{
+  int step = draw_step_index(p->draw), steps = draw_step_count(p->draw);
+
+  if (!step || step == steps || atomic_load(&j->is_previewing))
+    return 0;
+  if (j->previews_planned < j->req.previews && step * (j->req.previews + 1) >= steps * (j->previews_planned + 1)) {
+    j->previews_planned++;
+    return 1;
+  }
+  return atomic_exchange(&j->wants_preview, 0);
+}
+
+static void take_preview(struct worker *w, struct picture *p)
+{
+  struct job *j = p->job;
+  struct err ignored = {0}; /* a picture without previews is still a picture */
+
+  if (!is_preview_due(j, p))
+    return;
+  if (!j->preview_rgb)
+    j->preview_rgb = malloc((size_t)j->req.width * (size_t)j->req.height * 3);
+  if (!j->preview_rgb || draw_snapshot(p->draw, &ignored))
+    return;
+  j->preview_step = draw_step_index(p->draw);
+  j->preview_picture = (int)(p - j->pic);
+  atomic_store(&j->is_previewing, 1);
+  pic_send(w->jobs, p, STAGE_PREVIEW);
+}
+
+/* One step for the pictures whose turn it is. */
+static void step(struct worker *w)
+{
+  struct picture *p[JOB_ALIVE_MAX];
+  struct draw *d[JOB_ALIVE_MAX];
+  struct err err[JOB_ALIVE_MAX];
+  int n = jobs_choose(w->jobs, w->ready, w->n_ready, w->batch_max, p);
+  int64_t t = clock_ns(), ns;
+
+  for (int i = 0; i < n; i++) {
+    p[i]->last = ++w->tick;
+    d[i] = p[i]->draw;
+    err[i] = (struct err){0};
+  }
+  batch_step(w->batch, d, n, err);
+  ns = clock_ns() - t;
+  metric_observe(METRIC_STEP_SECONDS, 0, ns);
+  metric_observe(METRIC_BATCH_SIZE, 0, n);
+  metric_add(METRIC_STEPS, 0, (uint64_t)n);
+  for (int i = 0; i < n; i++) {
+    if (err[i].code) {
+      p[i]->err = err[i];
+      continue;
+    }
+    atomic_fetch_add(&p[i]->job->steps_done, 1);
+    p[i]->job->times.unet += (double)ns / 1e6 / n;
+    take_preview(w, p[i]);
+  }
+  jobs_stepped(w->jobs, p, n, ns);
 }
 
 /* The loader has composed what the job needs, or could not. */
@@ -196,41 +291,46 @@ static int begin_job(struct worker *w, struct job *j)
   return 0;
 }
 
-/* Fills free slots: first the pictures of the job that is being started, then the next job. Sleeps only when nothing runs. */
-static void fill_slots(struct worker *w)
+/* The job whose next picture starts: the one that was begun, while it has some left, else the next of the queue. NULL: none. */
+static struct job *next_job(struct worker *w)
 {
-  while (w->slots < w->cfg->running) {
-    struct job *j = w->filling;
-    if (j && (j->started == j->req.n || j->err.code))
-      j = w->filling = NULL;
-    if (!j)
-      j = w->filling = job_take(w->jobs, w->slots == 0);
-    if (!j)
-      return;
-    if (!j->started && !begin_job(w, j)) {
-      w->filling = NULL;
-      continue;
-    }
+  struct job *j = w->filling;
+  int stop = j ? atomic_load(&j->stop) : 0;
+
+  if (stop && !j->err.code)
+    job_stop_reason(&j->err, stop);
+  if (j && j->err.code && !j->live)
+    job_end(w, j);
+  else if (j && !j->err.code && j->started < j->req.n)
+    return j;
+  while ((j = job_take(w->jobs)) && !begin_job(w, j))
+    ;
+  w->filling = j;
+  return j;
+}
+
+static void fill(struct worker *w)
+{
+  struct job *j;
+
+  while (w->alive < w->cfg->running && (j = next_job(w))) {
     j->live++;
-    w->slot[w->slots++] = (struct slot){.job = j, .pic = &j->pic[j->started++]};
+    w->alive++;
+    metric_move(METRIC_RUNNING, 0, 1);
+    pic_send(w->jobs, &j->pic[j->started++], STAGE_START);
   }
 }
 
 static void draw_all(struct worker *w)
 {
-  int kept;
-
   for (;;) {
-    fill_slots(w);
-    if (!w->slots)
+    take_back(w);
+    sort_out(w);
+    fill(w);
+    if (w->n_ready)
+      step(w);
+    else if (!jobs_wait(w->jobs, w->alive < w->cfg->running) && !w->alive)
       return;
-    kept = 0;
-    for (int i = 0; i < w->slots; i++) {
-      struct slot s = w->slot[i];
-      if (slot_advance(w, &s))
-        w->slot[kept++] = s;
-    }
-    w->slots = kept;
   }
 }
 
@@ -271,6 +371,9 @@ void worker_join(struct worker *w)
 
 void worker_close(struct worker *w)
 {
+  stage_close(&w->stage);
+  batch_close(w->batch);
+  w->batch = NULL;
   model_close(w->serving.model);
   be_close(&w->be);
   w->serving.model = NULL;

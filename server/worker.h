@@ -1,8 +1,9 @@
 /*
  * worker.h - the device thread: it opens the backend, loads the model, and draws.
  *
- * The model loads after the port listens, so that /readyz can tell. Up to `running` pictures are alive at once and advance in
- * turn, one step each; stop requests are obeyed between steps. Nobody else calls the engine, except for tokenising
+ * The model loads after the port listens, so that /readyz can tell. Up to `running` pictures are alive at once; each tick up to `batch` of them,
+ * chosen by fair.h, make one step together, so that a new one joins at the next step and leaves when it is done. Stop requests are obeyed
+ * between steps. Text encoding, decoding and previews are the stage thread's. Nobody else calls the engine, except for tokenising
  * (draw_prepare, HTTP thread) and reading model_info.
  *
  * Called by serve.c (init, start, stop), http.c (state). Threads: worker_state, worker_serving from any; the rest is in worker.c.
@@ -14,10 +15,12 @@
 #include <stdatomic.h>
 
 #include "kernels/backend.h"
+#include "models/batch.h"
 #include "models/pipeline.h"
 #include "server/config.h"
 #include "server/job.h"
 #include "server/safety.h"
+#include "server/stage.h"
 
 enum worker_state { WORKER_LOADING, WORKER_READY, WORKER_FAILED };
 
@@ -28,12 +31,6 @@ struct serving {
   struct request_limits limits;
   int64_t loaded_s;       /* seconds since 1970 */
   char backend[160];      /* for people */
-};
-
-struct slot { /* one picture being drawn; device thread */
-  struct job *job;
-  struct picture *pic;
-  int is_started;
 };
 
 struct worker {
@@ -47,8 +44,13 @@ struct worker {
   _Atomic int state;
   struct safety *_Atomic safety; /* NULL until main has opened it over the loaded model */
   struct err why;           /* of WORKER_FAILED; written before state */
-  struct slot slot[64];
-  int slots;
+  struct stage stage;
+  struct batch *batch;
+  int batch_max;            /* pictures in one step */
+  /* device thread */
+  struct picture *ready[JOB_ALIVE_MAX]; /* started, with steps left, not with the stage thread */
+  int n_ready, alive;       /* alive: ready, or with the stage thread */
+  uint64_t tick;
   struct job *filling;      /* RUNNING, with pictures not yet started */
 };
 

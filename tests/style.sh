@@ -60,7 +60,7 @@ only() { # only HEADER ALLOWED-REGEX WORDS: no other file of the product include
   mapfile -t here < <(printf '%s\n' "${product[@]}" | grep -vE "$2")
   forbid "$1 is the business of $3" "#[[:space:]]*include[[:space:]]+<$1" "${here[@]}"
 }
-only microhttpd.h '^server/(http|admin)\.c$' 'server/http.c and server/admin.c'
+only microhttpd.h '^server/(exchange\.h|admin\.c)$' 'server/exchange.h and server/admin.c'
 only dnnl '^kernels/cpu/' kernels/cpu/
 only sqlite3.h '^server/(db|audit_db|store_db)\.c$' 'server/db.c, audit_db.c and store_db.c'
 only jansson.h '^(base/json_load\.[ch]|proto/.*|models/(adapter_inspect|adapter_scale|adapter_write|config|config_read|model|checkpoint|safetensors|tokenizer|manifest|manifest_write|manifest_parts)\.[ch])$' 'proto/ and the readers of a checkpoint and of adapters in models/'

@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,7 +44,7 @@ static void test_bound(void **state)
     assert_int_equal(job_reserve(&js, &j[i], &e), 0);
   assert_int_equal(job_reserve(&js, &j[3], &e), E_BUSY);
   assert_null(j[3]);
-  assert_int_equal(jobs_active(&js), 3);
+  assert_int_equal(jobs_count(&js).active, 3);
   job_release(&js, j[1]);
   e.code = 0;
   assert_int_equal(job_reserve(&js, &j[1], &e), 0);
@@ -52,7 +53,7 @@ static void test_bound(void **state)
   assert_int_equal(job_reserve(&js, &j[0], &e), E_NOTREADY);
   job_release(&js, j[1]);
   job_release(&js, j[2]);
-  assert_int_equal(jobs_active(&js), 0);
+  assert_int_equal(jobs_count(&js).active, 0);
   jobs_close(&js);
 }
 
@@ -68,15 +69,15 @@ static void test_order_and_ends(void **state)
   a = submit(&js, &woken);
   b = submit(&js, &woken);
   c = submit(&js, &woken);
-  assert_ptr_equal(job_take(&js, 0), a); /* the oldest first */
-  assert_ptr_equal(job_take(&js, 0), b);
+  assert_ptr_equal(job_take(&js), a); /* the oldest first */
+  assert_ptr_equal(job_take(&js), b);
   assert_int_equal(a->state, JOB_RUNNING);
   job_drawn(&js, a);
   job_stop(&js, a, a->serial, E_CANCEL); /* drawn: too late */
   err_set(&b->err, E_INTERNAL, "broken");
   job_fail(&js, b);
   assert_int_equal(woken, 1);
-  assert_ptr_equal(job_next_drawn(&js), a);
+  assert_ptr_equal(parcel_next(&js), &a->parcel);
   job_finish(&js, a);
   assert_int_equal(woken, 2);
   assert_int_equal(a->err.code, 0);
@@ -85,15 +86,17 @@ static void test_order_and_ends(void **state)
   assert_int_equal(woken, 3);
   assert_int_equal(c->state, JOB_DONE);
   assert_int_equal(c->err.code, E_TIMEOUT);
-  assert_null(job_take(&js, 0));
+  assert_null(job_take(&js));
   job_stop(&js, c, c->serial, E_CANCEL); /* twice is once */
   assert_int_equal(woken, 3);
   job_release(&js, a);
   job_release(&js, b);
   job_release(&js, c);
   jobs_end(&js);
-  assert_null(job_take(&js, 1)); /* returns although it may wait */
-  assert_null(job_next_drawn(&js));
+  assert_null(job_take(&js));
+  assert_int_equal(jobs_wait(&js, 1), 0); /* returns although it may wait */
+  assert_null(parcel_next(&js));
+  assert_null(stage_next(&js));
   jobs_close(&js);
 }
 
@@ -107,7 +110,7 @@ static void test_stop_running(void **state)
   (void)state;
   assert_int_equal(jobs_open(&js, 2, 1, &e), 0);
   a = submit(&js, &woken);
-  assert_ptr_equal(job_take(&js, 1), a);
+  assert_ptr_equal(job_take(&js), a);
   job_stop(&js, a, a->serial + 1, E_CANCEL); /* meant for another use of the entry */
   assert_int_equal(a->stop, 0);
   job_stop(&js, a, a->serial, E_TIMEOUT);
@@ -137,10 +140,10 @@ static void test_queue_removal(void **state)
   job_stop(&js, j[2], j[2]->serial, E_CANCEL);
   job_stop(&js, j[4], j[4]->serial, E_CANCEL);
   j[5] = submit(&js, &woken);
-  assert_ptr_equal(job_take(&js, 0), j[1]);
-  assert_ptr_equal(job_take(&js, 0), j[3]);
-  assert_ptr_equal(job_take(&js, 0), j[5]);
-  assert_null(job_take(&js, 0));
+  assert_ptr_equal(job_take(&js), j[1]);
+  assert_ptr_equal(job_take(&js), j[3]);
+  assert_ptr_equal(job_take(&js), j[5]);
+  assert_null(job_take(&js));
   for (int i = 1; i < 6; i += 2) {
     job_stop_reason(&j[i]->err, E_CANCEL);
     job_fail(&js, j[i]);
@@ -155,16 +158,138 @@ static void test_queue_removal(void **state)
 static void test_retry_after(void **state)
 {
   struct jobs js;
+  struct job *j;
   struct err e = {0};
+  _Atomic int woken = 0;
 
   (void)state;
   assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
-  js.mean_ms = 1;
   assert_int_equal(jobs_retry_after(&js), 1);
-  js.mean_ms = 2500;
+  j = submit(&js, &woken);
+  j->work = 1;
+  j->req.steps = 10;
+  js.ns_per_work = 500e6; /* 5 s for the job, whose half is what a place takes on average */
   assert_int_equal(jobs_retry_after(&js), 3);
-  js.mean_ms = 1e9;
+  js.ns_per_work = 1e12;
   assert_int_equal(jobs_retry_after(&js), 60);
+  job_stop(&js, j, j->serial, E_CANCEL);
+  job_release(&js, j);
+  jobs_close(&js);
+}
+
+/* ---- looking and listening ---- */
+
+struct ear {
+  struct listener l;
+  int heard;
+};
+
+static void hear(struct listener *l)
+{
+  ((struct ear *)l)->heard++;
+}
+
+static struct blob *blob(int picture)
+{
+  struct blob *b = calloc(1, sizeof *b + 1);
+
+  assert_non_null(b);
+  b->refs = 1;
+  b->picture = picture;
+  b->len = 1;
+  return b;
+}
+
+static void test_look(void **state)
+{
+  struct ear ear = {.l.wake = hear};
+  struct job *a, *b, *found;
+  struct job_view v;
+  struct jobs js;
+  struct err e = {0};
+  _Atomic int woken = 0;
+  uint64_t serial, first;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  a = submit(&js, &woken);
+  b = submit(&js, &woken);
+  snprintf(a->id, sizeof a->id, "one");
+  snprintf(b->id, sizeof b->id, "two");
+  snprintf(b->caller, sizeof b->caller, "peer");
+  a->work = b->work = 1;
+  a->req.steps = b->req.steps = 4;
+  js.ns_per_work = 1e9;
+  found = job_find(&js, "two", NULL, &serial);
+  assert_ptr_equal(found, b);
+  assert_int_equal(serial, b->serial);
+  assert_ptr_equal(job_find(&js, NULL, "peer", &serial), b);
+  assert_null(job_find(&js, "three", NULL, &serial));
+  assert_int_equal(job_look(&js, b, b->serial, 0, 0, &v), 1);
+  assert_int_equal(v.position, 2);
+  assert_true(v.wait_s > 7.9 && v.wait_s < 8.1);
+  assert_int_equal(job_look(&js, b, b->serial + 1, 0, 0, &v), 0); /* somebody else's */
+
+  assert_int_equal(job_listen(&js, a, a->serial, &ear.l), 1);
+  assert_ptr_equal(job_take(&js), a);
+  assert_int_equal(ear.heard, 1);
+  assert_int_equal(job_look(&js, a, a->serial, 0, 1, &v), 1);
+  assert_null(v.preview);
+  assert_int_equal(a->wants_preview, 1);
+  for (int k = 1; k <= JOB_PREVIEWS + 2; k++) {
+    job_add_preview(&js, a, blob(k));
+    assert_int_equal(ear.heard, 1 + k);
+  }
+  assert_int_equal(job_look(&js, a, a->serial, 0, 0, &v), 1);
+  assert_int_equal(v.preview->number, 3); /* the oldest that is kept */
+  blob_unref(v.preview);
+  assert_int_equal(job_look(&js, a, a->serial, JOB_PREVIEWS + 1, 0, &v), 1);
+  assert_int_equal(v.preview->number, JOB_PREVIEWS + 2);
+  assert_int_equal(v.preview->picture, JOB_PREVIEWS + 2);
+  job_drawn(&js, a);
+  assert_ptr_equal(parcel_next(&js), &a->parcel);
+  job_finish(&js, a);
+  first = a->serial;
+  job_release(&js, a);
+  assert_null(ear.l.job); /* its ear was taken off */
+  assert_int_equal(job_listen(&js, a, first, &ear.l), 0);
+  job_unlisten(&js, &ear.l);
+  blob_unref(v.preview); /* outlives its job */
+
+  assert_int_equal(jobs_stop_caller(&js, "nobody", NULL, E_CANCEL), 0);
+  assert_int_equal(jobs_stop_caller(&js, "peer", NULL, E_CANCEL), 1);
+  assert_int_equal(b->state, JOB_DONE);
+  job_release(&js, b);
+  jobs_close(&js);
+}
+
+/* Who leaves a job behind leaves nothing behind. */
+static void test_disown(void **state)
+{
+  struct jobs js;
+  struct err e = {0};
+  struct job *a, *b;
+  _Atomic int woken = 0;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  a = submit(&js, &woken);
+  b = submit(&js, &woken);
+  assert_ptr_equal(job_take(&js), a);
+  assert_int_equal(job_disown(&js, b), 1); /* waits: ends now */
+  assert_int_equal(jobs_count(&js).active, 1);
+  assert_int_equal(job_disown(&js, a), 1);
+  assert_int_equal(a->stop, E_CANCEL);
+  job_stop_reason(&a->err, a->stop);
+  job_fail(&js, a);
+  assert_int_equal(jobs_count(&js).active, 0);
+  a = submit(&js, &woken);
+  assert_ptr_equal(job_take(&js), a);
+  err_set(&a->err, E_INTERNAL, "broken");
+  job_fail(&js, a);
+  assert_int_equal(job_disown(&js, a), 0); /* DONE: the owner was told and releases it */
+  assert_int_equal(woken, 1);
+  job_release(&js, a);
   jobs_close(&js);
 }
 
@@ -182,7 +307,10 @@ static void *storm_device(void *arg)
 {
   struct job *j;
 
-  while ((j = job_take(&storm, 1))) {
+  while (jobs_wait(&storm, 1)) {
+    j = job_take(&storm);
+    if (!j)
+      continue; /* the stopper was faster */
     int stop = atomic_load(&j->stop);
     if (stop) {
       job_stop_reason(&j->err, stop);
@@ -196,10 +324,10 @@ static void *storm_device(void *arg)
 
 static void *storm_encoder(void *arg)
 {
-  struct job *j;
+  struct parcel *p;
 
-  while ((j = job_next_drawn(&storm)))
-    job_finish(&storm, j);
+  while ((p = parcel_next(&storm)))
+    job_finish(&storm, p->job);
   return arg;
 }
 
@@ -253,7 +381,7 @@ static void test_storm(void **state)
     job_release(&storm, window[k]);
   }
   atomic_store(&storm_over, 1);
-  assert_int_equal(jobs_active(&storm), 0);
+  assert_int_equal(jobs_count(&storm).active, 0);
   jobs_end(&storm);
   for (int i = 0; i < 3; i++)
     pthread_join(t[i], NULL);
@@ -267,7 +395,8 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_bound),         cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running),
-      cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_storm),
+      cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look),
+      cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -48,7 +48,6 @@ P = {"prompt": "a red apple"}
     ({**P, "response_format": "url"}, "response_format", "b64_json"),
     ({**P, "response_format": "b64"}, "response_format", "b64_json"),
     ({**P, "output_format": "webp"}, "output_format", "png"),
-    ({**P, "stream": True}, "stream", "not supported yet"),
     ({**P, "background": "transparent"}, "background", "opaque"),
     ({**P, "quality": "best"}, "quality", "standard"),
     ({**P, "safety_checker": False}, "safety_checker", "policy"),

@@ -1,0 +1,370 @@
+/*
+ * images.c - a request for pictures, from its body to its answer: decode, resolve the safety, submit the job, wait, send.
+ *
+ * All surfaces that draw come through here; they differ in their struct drawing and struct surface. Called by http.c. Threads: the HTTP thread, but for
+ * images_wake.
+ */
+#include <errno.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#include "server/encode.h"
+#include "server/exchange.h"
+#include "server/metrics.h"
+
+/* ---- waiting ---- */
+
+void exchange_sleep(struct exchange *x)
+{
+  MHD_suspend_connection(x->connection);
+  atomic_store(&x->is_asleep, 1);
+}
+
+void exchange_wake(struct exchange *x)
+{
+  if (atomic_exchange(&x->is_asleep, 0))
+    MHD_resume_connection(x->connection);
+}
+
+void images_wake(void *arg)
+{
+  struct exchange *x = arg;
+  struct jobs *js = x->h->jobs;
+
+  lock_take(&js->lock);
+  x->is_done = 1;
+  exchange_wake(x);
+  lock_drop(&js->lock);
+}
+
+/* ---- body to job ---- */
+
+static int draw_seed(struct request *q, struct err *e)
+{
+  uint32_t seed;
+
+  if (q->has_seed)
+    return 0;
+  if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
+    return err_set(e, E_INTERNAL, "no random numbers: %s", strerror(errno));
+  q->seed = seed; /* 32 bits: every client and every A1111 user can send it back */
+  return 0;
+}
+
+/* Memory and tokens for each picture; the job owns them, also after failure. */
+static int prepare_pictures(struct job *j, const struct serving *s, struct err *e)
+{
+  const struct request *q = &j->req;
+  size_t bytes = (size_t)q->width * (size_t)q->height * 3;
+  struct draw_params p = {
+      .prompt = q->prompt,
+      .negative = q->negative,
+      .prompt_len = q->prompt_len,
+      .negative_len = q->negative_len,
+      .width = q->width,
+      .height = q->height,
+      .steps = q->steps,
+      .guidance = q->guidance,
+      .sampler = j->sampler,
+      .karras = j->karras,
+      .clip_skip = q->clip_skip,
+  };
+
+  j->pixels = malloc(bytes * (size_t)q->n);
+  if (!j->pixels)
+    return err_set(e, E_NOMEM, "out of memory for %d pictures of %dx%d", q->n, q->width, q->height);
+  for (int i = 0; i < q->n; i++) {
+    j->pic[i].rgb = j->pixels + bytes * (size_t)i;
+    j->pic[i].seed = p.seed = q->seed + (uint64_t)i;
+    if (draw_prepare(&j->pic[i].draw, s->model, &p, e))
+      return e->code;
+  }
+  j->tokens = draw_prompt_tokens(j->pic[0].draw);
+  j->work = (double)q->width * q->height * (q->guidance > 1 ? 2 : 1);
+  return 0;
+}
+
+/* A wrong form of Authorization is nobody's key. Basic is A1111's form: the password is the key. */
+const char *exchange_token(const struct exchange *x)
+{
+  const char *v = exchange_header(x, MHD_HTTP_HEADER_AUTHORIZATION);
+
+  if (!v)
+    return NULL;
+  if (strncasecmp(v, "Bearer ", 7))
+    return "";
+  return v + 7 + strspn(v + 7, " ");
+}
+
+/* Whose job it is: the tenant, or the address of who showed no key. */
+static void set_caller(struct exchange *x, struct job *j)
+{
+  const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+  const char *tenant = safety_target_tenant(j->target);
+  char host[64] = "?";
+
+  if (*tenant) {
+    snprintf(j->caller, sizeof j->caller, "%s", tenant);
+    return;
+  }
+  if (info && info->client_addr)
+    (void)!getnameinfo(info->client_addr, info->client_addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in), host,
+                       sizeof host, NULL, 0, NI_NUMERICHOST);
+  snprintf(j->caller, sizeof j->caller, "peer %s", host);
+}
+
+/* Decodes the body and finds under which safety its pictures are to be drawn. Who may not ask, or cannot be drawn for now, is told so first. */
+static int decode_body(struct exchange *x, struct job *j, const struct serving *s, struct safety *safety, int *pending, struct err *e)
+{
+  struct safety_style style[REQUEST_LORAS_MAX];
+  struct err why = {0};
+  int n = 0;
+
+  if (!x->route->drawing->decode(&j->req, x, &s->limits, &why))
+    for (; n < j->req.n_loras; n++) {
+      memcpy(style[n].name, j->req.lora[n].name, sizeof style[n].name);
+      style[n].weight = j->req.lora[n].scale;
+    }
+  if (safety_resolve(safety, exchange_token(x), style, n, &j->target, pending, e))
+    return e->code;
+  if (why.code)
+    *e = why;
+  return e->code;
+}
+
+static int set_sampler(struct job *j, struct err *e)
+{
+  j->karras = 0;
+  if (sampler_find(j->req.sampler, &j->sampler, &j->karras, e)) {
+    snprintf(e->field, sizeof e->field, "sampler");
+    return e->code;
+  }
+  if (j->req.karras >= 0)
+    j->karras = j->req.karras;
+  if (j->karras && !sampler_has_karras(j->sampler))
+    return err_field(e, E_ARG, "karras", "karras must be false: sampler %s has no Karras form", sampler_name(j->sampler));
+  return 0;
+}
+
+static void set_styles(struct job *j)
+{
+  j->styles[0] = 0;
+  for (int i = 0, at = 0; i < j->req.n_loras; i++)
+    at += snprintf(j->styles + at, sizeof j->styles - (size_t)at, "%s%s:%g", i ? " " : "", j->req.lora[i].name, (double)j->req.lora[i].scale);
+}
+
+int images_serving(struct http *h, const struct serving **s, struct safety **safety, struct err *e)
+{
+  *s = worker_serving(h->worker);
+  *safety = worker_safety(h->worker);
+  if (atomic_load(&h->is_stopping))
+    return err_set(e, E_NOTREADY, "the server is stopping");
+  if (!*s)
+    return err_set(e, E_NOTREADY, worker_state(h->worker) == WORKER_FAILED ? "the device or the model failed"
+                                                                           : "the model is still loading");
+  if (!*safety)
+    return err_set(e, E_NOTREADY, "the safety adapters are being loaded");
+  return 0;
+}
+
+int images_build(struct exchange *x, int *pending, struct err *e)
+{
+  const struct serving *s;
+  struct safety *safety;
+  struct job *j;
+
+  if (images_serving(x->h, &s, &safety, e) || job_reserve(x->h->jobs, &x->job, e))
+    return e->code;
+  j = x->job;
+  j->surface = x->route->drawing->surface;
+  if (decode_body(x, j, s, safety, pending, e) || set_sampler(j, e))
+    return e->code;
+  set_caller(x, j);
+  j->wants_file = x->file_type != NULL;
+  if (j->wants_file && j->req.n != 1)
+    return err_field(e, E_ARG, "n", "n must be 1 when the picture itself is asked for with Accept: %s", x->file_type);
+  if (j->wants_file && j->req.reply == REPLY_STREAM)
+    return err_field(e, E_ARG, "stream", "stream and Accept: %s exclude each other", x->file_type);
+  memcpy(j->id, x->id, sizeof j->id);
+  set_styles(j);
+  if (draw_seed(&j->req, e))
+    return e->code;
+  return prepare_pictures(j, s, e);
+}
+
+/* Refusals of what was asked for, and of who asked, are in the audit log; overload and shutdown are not anybody's doing. */
+void images_refused(struct exchange *x)
+{
+  const struct safety_target *t = x->job ? x->job->target : NULL;
+  struct audit_style style[POLICY_STYLES_MAX];
+  struct audit_record r = {
+      .kind = AUDIT_REFUSAL,
+      .tenant = t ? safety_target_tenant(t) : "",
+      .profile = t ? safety_target_profile(t) : "",
+      .request_id = x->id,
+      .style = style,
+      .n_styles = t ? safety_target_styles(t, style, POLICY_STYLES_MAX) : 0,
+      .verdict = "refused",
+      .reason = x->err.msg,
+  };
+  struct err ignored = {0};
+
+  metric_refuse(x->err.code);
+  if (x->err.code == E_BUSY || x->err.code == E_NOTREADY || x->err.code == E_CANCEL || x->err.code == E_TIMEOUT)
+    return;
+  if (audit_note(x->h->audit, &r, &ignored))
+    log_event("a refusal could not be recorded: %s", ignored.msg);
+}
+
+/* ---- the answer ---- */
+
+/* Appends what the job has to tell while and when it is done: previews, then the body that the encoder wrote, or the error. */
+static int produce_images(struct exchange *x, struct buf *out)
+{
+  struct job *j = x->job;
+  struct job_view v;
+  struct err e = {0};
+  int is_done;
+
+  lock_take(&x->h->jobs->lock);
+  is_done = x->is_done;
+  lock_drop(&x->h->jobs->lock);
+  while (job_look(x->h->jobs, j, j->serial, x->stream.seen_previews, 0, &v) && v.preview) {
+    x->stream.seen_previews = v.preview->number;
+    (void)!j->surface->encode_preview(out, j, v.preview, &e);
+    blob_unref(v.preview);
+  }
+  if (!is_done)
+    return 1;
+  if (!e.code)
+    e = j->err;
+  if (!e.code && !buf_add(out, j->body.p, j->body.len, &e))
+    return 0;
+  (void)!j->surface->encode_error_event(out, &e, &(struct err){0}); /* no memory for it: the stream ends without */
+  return 0;
+}
+
+static void wake_listener(struct listener *l)
+{
+  exchange_wake((struct exchange *)((char *)l - offsetof(struct exchange, stream.listener)));
+}
+
+enum MHD_Result answer_images(struct exchange *x)
+{
+  struct http *h = x->h;
+  struct job *j;
+  int pending = 0;
+
+  if (images_build(x, &pending, &x->err)) {
+    images_refused(x);
+    if (x->job)
+      job_release(h->jobs, x->job);
+    x->job = NULL;
+    return send_error(x);
+  }
+  buf_close(&x->body);
+  j = x->job;
+  j->wake = images_wake;
+  j->wake_arg = x;
+  if (j->req.reply == REPLY_STREAM) {
+    enum MHD_Result r = stream_open(x, produce_images);
+    if (r == MHD_NO) {
+      job_release(h->jobs, j);
+      x->job = NULL;
+      return r;
+    }
+  } else {
+    /* Suspend first: the job may be done before job_submit returns, and then it finds the connection suspended. */
+    exchange_sleep(x);
+  }
+  x->stream.listener.wake = wake_listener;
+  watch_job(&h->watch, x->watch_at, j, j->serial, from_now(h->cfg->deadline_s));
+  if (pending)
+    worker_prepare(h->worker, j);
+  else
+    job_submit(h->jobs, j);
+  if (j->req.reply == REPLY_STREAM)
+    (void)!job_listen(h->jobs, j, j->serial, &x->stream.listener);
+  return MHD_YES;
+}
+
+static void add_recipe_headers(struct MHD_Response *r, const struct job *j, const struct serving *s)
+{
+  struct recipe p = encoder_recipe(j, 0, s);
+
+  add_headerf(r, "X-Safelight-Seed", "%llu", (unsigned long long)p.seed);
+  add_headerf(r, "X-Safelight-Model", "%s", p.model);
+  add_headerf(r, "X-Safelight-Steps", "%d", p.steps);
+  add_headerf(r, "X-Safelight-Sampler", "%s%s", p.sampler, p.karras ? " karras" : "");
+  add_headerf(r, "X-Safelight-Guidance", "%g", (double)p.guidance);
+  add_headerf(r, "Content-Disposition", "inline; filename=\"safelight-%llu.%s\"", (unsigned long long)p.seed, openai_format_name(j->req.format));
+}
+
+void images_finish(struct exchange *x)
+{
+  struct job *j = x->job;
+
+  x->times = j->times;
+  x->err = j->err;
+  x->log.times = &x->times;
+  x->log.n = j->req.n;
+  x->log.width = j->req.width;
+  x->log.height = j->req.height;
+  x->log.steps = atomic_load(&j->steps_done);
+  if (x->h->cfg->log_prompts)
+    x->log.prompt = x->prompt = strdup(j->req.prompt);
+  if (x->err.code)
+    images_refused(x);
+  job_unlisten(x->h->jobs, &x->stream.listener);
+  job_release(x->h->jobs, j);
+  x->job = NULL;
+}
+
+void images_leave(struct exchange *x)
+{
+  struct jobs *js = x->h->jobs;
+  int is_done = 0;
+
+  if (job_disown(js, x->job)) { /* it is stopped at its next step, and frees itself */
+    x->log.steps = atomic_load(&x->job->steps_done);
+    x->job = NULL;
+    return;
+  }
+  while (!is_done) { /* DONE: its waker is about to come by */
+    lock_take(&js->lock);
+    is_done = x->is_done || x->job->state == JOB_RESERVED;
+    lock_drop(&js->lock);
+  }
+  images_finish(x);
+}
+
+enum MHD_Result answer_images_done(struct exchange *x)
+{
+  struct job *j = x->job;
+  const char *type = j->wants_file ? x->file_type : "application/json";
+  struct MHD_Response *r;
+  size_t len;
+
+  if (j->err.code) {
+    images_finish(x);
+    return send_error(x);
+  }
+  r = response_take(j->wants_file ? &j->file[0] : &j->body, &len);
+  if (r) {
+    add_headerf(r, "Server-Timing", "queue;dur=%.2f, text;dur=%.2f, unet;dur=%.2f, vae;dur=%.2f, png;dur=%.2f, total;dur=%.2f",
+                j->times.queue, j->times.text, j->times.unet, j->times.vae, j->times.png, j->times.total);
+    add_headerf(r, "X-Safelight-Generation", "%s", j->stamp.id);
+    add_headerf(r, "X-Safelight-Generation-Digest", "%s", j->stamp.digest);
+    add_headerf(r, "X-Safelight-Profile", "%s", j->stamp.profile);
+    if (j->stamp.requires_nothing)
+      add_header(r, "X-Safelight-Safety", IMAGE_UNSAFE);
+    if (j->wants_file)
+      add_recipe_headers(r, j, &x->h->worker->serving);
+  }
+  images_finish(x);
+  return send_answer(x, 200, type, r, len);
+}
