@@ -1,28 +1,18 @@
 /*
- * image.c - PNG on libdeflate. See image.h.
+ * image.c - the encoder, and a recipe's picture in the format it asks for. See image.h.
  *
- * Every row is filtered three ways (sub, up, Paeth) and the one with the smallest sum of absolute differences is kept, which
- * is libpng's own heuristic without the two filters that hardly ever win on drawn pictures. libdeflate at level 1 then costs
- * about as much as the filters; higher levels cost several times as much for a few percent (numbers in tests/unit/test_image.c).
+ * Called by server/encode.c and server/generate.c. Threads: an encoder belongs to one thread at a time.
  */
 #include "proto/image.h"
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("O3") /* gcc vectorises the filters only here: 1.0 instead of 11 ms for 512x512 */
-#endif
-
 #include <libdeflate.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
-enum { BPP = 3, FILTER_SUB = 1, FILTER_UP = 2, FILTER_PAETH = 4, LEVEL = 1 };
+#include "proto/image_codec.h"
 
-struct image_encoder {
-  struct libdeflate_compressor *deflate;
-  uint8_t *scratch;     /* the filtered picture, then three candidate rows */
-  size_t scratch_bytes;
-};
+enum { LEVEL = 1 };
 
 int image_open(struct image_encoder **enc, struct err *e)
 {
@@ -49,182 +39,50 @@ void image_close(struct image_encoder *enc)
   free(enc);
 }
 
-/* ---- filters: a row of n bytes, up is the row before; out gets n bytes. The loops are written to vectorise. ---- */
+static const struct {
+  enum image_format format;
+  const char *ending, *mime;
+} formats[] = {
+    {IMAGE_PNG, ".png", "image/png"}, {IMAGE_JPEG, ".jpg", "image/jpeg"}, {IMAGE_WEBP, ".webp", "image/webp"}, {IMAGE_JPEG, ".jpeg", "image/jpeg"}};
 
-static void filter_sub(uint8_t *restrict out, const uint8_t *restrict row, size_t n)
+enum { FORMATS = sizeof formats / sizeof *formats };
+
+const char *image_mime(enum image_format format)
 {
-  memcpy(out, row, BPP);
-  for (size_t i = BPP; i < n; i++)
-    out[i] = (uint8_t)(row[i] - row[i - BPP]);
+  for (int i = 0; i < FORMATS; i++)
+    if (formats[i].format == format)
+      return formats[i].mime;
+  return "application/octet-stream";
 }
 
-static void filter_up(uint8_t *restrict out, const uint8_t *restrict row, const uint8_t *restrict up, size_t n)
+int image_format_of(const char *name, enum image_format *format, struct err *e)
 {
-  for (size_t i = 0; i < n; i++)
-    out[i] = (uint8_t)(row[i] - up[i]);
-}
+  const char *ending = strrchr(name, '.');
 
-static void filter_paeth(uint8_t *restrict out, const uint8_t *restrict row, const uint8_t *restrict up, size_t n)
-{
-  for (size_t i = 0; i < BPP; i++)
-    out[i] = (uint8_t)(row[i] - up[i]); /* left and upper left are 0: the predictor is up */
-  for (size_t i = BPP; i < n; i++) {
-    int16_t a = row[i - BPP], b = up[i], c = up[i - BPP];
-    int16_t pa = (int16_t)abs(b - c), pb = (int16_t)abs(a - c), pc = (int16_t)abs(a + b - 2 * c);
-    int16_t bc = pb <= pc ? b : c;
-    int16_t pred = ((pa <= pb) & (pa <= pc)) ? a : bc;
-    out[i] = (uint8_t)(row[i] - pred);
-  }
-}
-
-/* Sum of |byte| read as signed: how much is left for deflate to say. */
-static uint32_t row_cost(const uint8_t *p, size_t n)
-{
-  uint32_t sum = 0;
-
-  for (size_t i = 0; i < n; i++)
-    sum += (uint32_t)(p[i] < 128 ? p[i] : 256 - p[i]);
-  return sum;
-}
-
-/* Writes h rows of 1 + n bytes (filter type, filtered row) to out; cand is room for three rows. */
-static void filter_picture(uint8_t *out, uint8_t *cand, const uint8_t *rgb, size_t n, int h)
-{
-  uint8_t *sub = cand, *up = cand + n, *paeth = cand + 2 * n, *best;
-  uint32_t cost, best_cost;
-  int type;
-
-  for (int y = 0; y < h; y++, out += n + 1) {
-    const uint8_t *row = rgb + (size_t)y * n;
-    filter_sub(sub, row, n);
-    best = sub;
-    type = FILTER_SUB;
-    if (y) {
-      best_cost = row_cost(sub, n);
-      filter_up(up, row, row - n, n);
-      cost = row_cost(up, n);
-      if (cost < best_cost) {
-        best = up;
-        type = FILTER_UP;
-        best_cost = cost;
-      }
-      filter_paeth(paeth, row, row - n, n);
-      if (row_cost(paeth, n) < best_cost) {
-        best = paeth;
-        type = FILTER_PAETH;
-      }
+  for (int i = 0; ending && i < FORMATS; i++)
+    if (!strcasecmp(ending, formats[i].ending)) {
+      *format = formats[i].format;
+      return 0;
     }
-    out[0] = (uint8_t)type;
-    memcpy(out + 1, best, n);
-  }
+  return err_set(e, E_ARG, "the file's name must end in .png, .jpg, .jpeg or .webp; got \"%s\"", name);
 }
 
-/* ---- chunks ---- */
-
-static void put32(uint8_t *p, uint32_t v)
+/* The recipe's text, as much of it as detail says and the format has room for. */
+static int add_parameters(struct buf *out, const struct recipe *r, enum image_detail detail, struct err *e)
 {
-  p[0] = (uint8_t)(v >> 24);
-  p[1] = (uint8_t)(v >> 16);
-  p[2] = (uint8_t)(v >> 8);
-  p[3] = (uint8_t)v;
-}
+  struct err full = {0};
+  struct buf exif;
+  int code = image_parameters(out, r, detail, e);
 
-/* Length, type, head and body, CRC. The body may be NULL when there is only a head. */
-static int add_chunk(struct buf *out, const char *type, const void *head, size_t head_len, const void *body, size_t body_len,
-                     struct err *e)
-{
-  uint8_t word[4];
-  uint32_t crc = libdeflate_crc32(0, type, 4);
-
-  crc = libdeflate_crc32(crc, head, head_len);
-  if (body)
-    crc = libdeflate_crc32(crc, body, body_len);
-  put32(word, (uint32_t)(head_len + body_len));
-  if (buf_add(out, word, 4, e) || buf_add(out, type, 4, e) || buf_add(out, head, head_len, e) ||
-      (body && buf_add(out, body, body_len, e)))
-    return e->code;
-  put32(word, crc);
-  return buf_add(out, word, 4, e);
-}
-
-/* UTF-8 to Latin-1 in place of dst (as many bytes as src at most). Returns the length, or -1 when a character is beyond it. */
-static int64_t to_latin1(char *dst, const char *src)
-{
-  const unsigned char *s = (const unsigned char *)src;
-  char *d = dst;
-
-  while (*s) {
-    if (*s < 0x80) {
-      *d++ = (char)*s++;
-    } else if ((*s == 0xc2 || *s == 0xc3) && (s[1] & 0xc0) == 0x80) {
-      *d++ = (char)((*s & 3) << 6 | (s[1] & 0x3f));
-      s += 2;
-    } else {
-      return -1;
-    }
-  }
-  return d - dst;
-}
-
-static int add_parameters(struct buf *out, const char *text, struct err *e)
-{
-  static const char plain[] = "parameters";               /* keyword and its NUL */
-  static const char international[] = "parameters\0\0\0\0"; /* keyword, not compressed, no language, no translated keyword */
-  char *latin = malloc(strlen(text) + 1);
-  int64_t n;
-  int r;
-
-  if (!latin)
-    return err_set(e, E_NOMEM, "out of memory for the picture's text");
-  n = to_latin1(latin, text);
-  r = n >= 0 ? add_chunk(out, "tEXt", plain, sizeof plain, latin, (size_t)n, e)
-             : add_chunk(out, "iTXt", international, sizeof international, text, strlen(text), e);
-  free(latin);
-  return r;
-}
-
-static int add_texts(struct buf *out, const struct image_text *t, struct err *e)
-{
-  static const char xmp[] = "XML:com.adobe.xmp\0\0\0\0";
-
-  if (t->parameters && add_parameters(out, t->parameters, e))
-    return e->code;
-  return t->xmp ? add_chunk(out, "iTXt", xmp, sizeof xmp, t->xmp, strlen(t->xmp), e) : 0;
-}
-
-int image_encode_png(struct image_encoder *enc, struct buf *out, const uint8_t *rgb, int w, int h, const struct image_text *text,
-                     struct err *e)
-{
-  static const uint8_t signature[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
-  uint8_t ihdr[13] = {[8] = 8 /* bits */, [9] = 2 /* RGB */};
-  size_t n = (size_t)w * BPP, filtered, bound, len;
-  uint8_t *packed;
-
-  if (w < 1 || h < 1 || w > IMAGE_MAX_SIDE || h > IMAGE_MAX_SIDE)
-    return err_set(e, E_INTERNAL, "a picture of %dx%d cannot be encoded", w, h);
-  filtered = (n + 1) * (size_t)h;
-  bound = libdeflate_zlib_compress_bound(enc->deflate, filtered);
-  if (enc->scratch_bytes < filtered + 3 * n + bound) {
-    free(enc->scratch);
-    enc->scratch_bytes = filtered + 3 * n + bound;
-    enc->scratch = malloc(enc->scratch_bytes);
-    if (!enc->scratch) {
-      enc->scratch_bytes = 0;
-      return err_set(e, E_NOMEM, "out of memory for a %dx%d picture", w, h);
-    }
-  }
-  packed = enc->scratch + filtered + 3 * n;
-  filter_picture(enc->scratch, enc->scratch + filtered, rgb, n, h);
-  len = libdeflate_zlib_compress(enc->deflate, enc->scratch, filtered, packed, bound);
-  if (!len)
-    return err_set(e, E_INTERNAL, "the picture did not fit its bound"); /* the bound is libdeflate's own */
-  put32(ihdr, (uint32_t)w);
-  put32(ihdr + 4, (uint32_t)h);
-  if (buf_add(out, signature, sizeof signature, e) || add_chunk(out, "IHDR", ihdr, sizeof ihdr, NULL, 0, e) ||
-      (text && add_texts(out, text, e)) || add_chunk(out, "IDAT", packed, len, NULL, 0, e) ||
-      add_chunk(out, "IEND", "", 0, NULL, 0, e))
-    return e->code;
-  return 0;
+  if (code || r->format != IMAGE_JPEG)
+    return code;
+  buf_init(&exif, EXIF_JPEG_MAX);
+  code = exif_write_comment(&exif, out->p, EXIF_JPEG_MAX, &full);
+  buf_close(&exif);
+  if (code != E_TOOBIG)
+    return code ? err_set(e, code, "%s", full.msg) : 0;
+  buf_close(out);
+  return image_parameters(out, r, IMAGE_NO_PROMPTS, e);
 }
 
 int image_encode_picture(struct image_encoder *enc, struct buf *out, const uint8_t *rgb, const struct recipe *r, enum image_detail detail,
@@ -237,12 +95,16 @@ int image_encode_picture(struct image_encoder *enc, struct buf *out, const uint8
   buf_init(&parameters, 8 * REQUEST_PROMPT_MAX);
   buf_init(&xmp, 64 << 10);
   if (detail != IMAGE_PROVENANCE)
-    code = image_parameters(&parameters, r, detail, e);
+    code = add_parameters(&parameters, r, detail, e);
   if (!code)
     code = image_xmp(&xmp, r, e);
   t.parameters = parameters.p;
   t.xmp = xmp.p;
-  if (!code)
+  if (!code && r->format == IMAGE_JPEG)
+    code = image_encode_jpeg(out, rgb, r->width, r->height, r->quality, &t, e);
+  else if (!code && r->format == IMAGE_WEBP)
+    code = image_encode_webp(out, rgb, r->width, r->height, r->quality, &t, e);
+  else if (!code)
     code = image_encode_png(enc, out, rgb, r->width, r->height, &t, e);
   buf_close(&parameters);
   buf_close(&xmp);

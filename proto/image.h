@@ -1,7 +1,9 @@
 /*
- * image.h - pixels to PNG files, with the `parameters` text that users of A1111 expect to find in them and an XMP packet that says where they come from.
+ * image.h - pixels to PNG, JPEG and WebP files, with the `parameters` text that users of A1111 expect to find in them and an XMP packet that says where they
+ * come from.
  *
- * Called by server/encode.c and server/generate.c. Threads: an encoder belongs to one thread at a time; image_parameters and image_xmp are pure functions.
+ * Called by server/encode.c and server/generate.c. Threads: an encoder belongs to one thread at a time; everything without one is a pure function.
+ * The same input gives the same bytes.
  */
 #ifndef SAFELIGHT_PROTO_IMAGE_H
 #define SAFELIGHT_PROTO_IMAGE_H
@@ -12,7 +14,7 @@
 #include "base/err.h"
 #include "proto/request.h"
 
-enum { IMAGE_MAX_SIDE = 16384 };
+enum { IMAGE_MAX_SIDE = 16384, IMAGE_QUALITY = 90 };
 
 struct image_encoder; /* a deflate compressor and its scratch memory, kept between pictures */
 
@@ -30,18 +32,27 @@ enum image_detail {
 #define IMAGE_UNSAFE "unsafe-evaluation" /* the mark of pictures that were drawn without any safety, for evaluation */
 #define IMAGE_XMP_NAMESPACE "urn:safelight:xmp:1#"
 
-/* Appends the PNG file of a recipe's picture: rgb holds r->height rows of r->width * 3 bytes. */
+/* "image/png", and the format of a file's name by its ending (.png, .jpg, .jpeg, .webp; any case): 0, or E_ARG. */
+const char *image_mime(enum image_format format);
+MUST_CHECK int image_format_of(const char *name, enum image_format *format, struct err *e);
+
+/* Appends the file of a recipe's picture, in the recipe's format and quality: rgb holds r->height rows of r->width * 3 bytes. E_ARG when the format cannot hold
+ * a picture of that size. A JPEG file has room for 64 kB of text; where the prompts do not fit beside it, it has the rest without them. */
 MUST_CHECK int image_encode_picture(struct image_encoder *enc, struct buf *out, const uint8_t *rgb, const struct recipe *r,
                                     enum image_detail detail, struct err *e);
 
 struct image_text {
-  const char *parameters; /* UTF-8; a tEXt chunk when it is Latin-1 and an iTXt chunk otherwise, as PIL does; NULL: no chunk */
+  const char *parameters; /* UTF-8; NULL: none. PNG: a tEXt chunk when it is Latin-1, an iTXt chunk otherwise, as PIL does; JPEG, WebP: EXIF's UserComment */
   const char *xmp;        /* a packet; NULL: none */
 };
 
-/* Appends a PNG file, 8-bit RGB: rgb holds h rows of w * 3 bytes. text NULL: none. The same input gives the same bytes. */
+/* Append a file of 8-bit RGB: rgb holds h rows of w * 3 bytes. text NULL: none. quality 1..100, 0: IMAGE_QUALITY. */
 MUST_CHECK int image_encode_png(struct image_encoder *enc, struct buf *out, const uint8_t *rgb, int w, int h,
                                 const struct image_text *text, struct err *e);
+/* From quality 90 on colours have the full resolution, below half of it each way. */
+MUST_CHECK int image_encode_jpeg(struct buf *out, const uint8_t *rgb, int w, int h, int quality, const struct image_text *text, struct err *e);
+/* Quality 100 is without loss. */
+MUST_CHECK int image_encode_webp(struct buf *out, const uint8_t *rgb, int w, int h, int quality, const struct image_text *text, struct err *e);
 
 /* Appends the recipe as A1111 writes it (modules/processing.py create_infotext): the prompt, a line with the negative prompt,
  * a line of "Key: value" pairs whose values are quoted as JSON strings where they contain a comma, colon or newline. */

@@ -102,6 +102,8 @@ struct recipe {
   uint64_t seed;
   int karras, steps, width, height, clip_skip;
   float guidance;
+  enum image_format format;                   /* of the file, and its quality: 1..100, 0 the format's default */
+  int quality;
 };
 
 #endif

@@ -31,6 +31,8 @@ struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s
       .height = q->height,
       .clip_skip = q->clip_skip,
       .guidance = q->guidance,
+      .format = q->format,
+      .quality = q->quality,
       .generation_id = j->stamp.id,
       .generation_digest = j->stamp.digest,
       .profile = j->stamp.profile,

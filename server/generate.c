@@ -1,7 +1,7 @@
 /*
  * generate.c - `safelight generate`: a picture without a server.
  *
- * Loads the checkpoint, draws on the calling thread, writes a PNG with the same recipe text that the server writes, and shows a
+ * Loads the checkpoint, draws on the calling thread, writes a file with the same recipe text that the server writes, and shows a
  * progress bar when standard error is a terminal. What it draws is drawn under the default profile of the safety policy, verified as the
  * server verifies it: there is no way around. Called by main.c. Threads: none of its own.
  */
@@ -20,7 +20,8 @@
 
 struct options {
   const char *prompt, *negative, *out, *model, *backend, *sampler, *policy;
-  int width, height, steps, karras, clip_skip, threads;
+  int width, height, steps, karras, clip_skip, threads, quality;
+  enum image_format format; /* by the ending of out */
   double guidance;
   long long seed; /* -1: from the clock */
 };
@@ -29,7 +30,8 @@ static const char usage[] =
   "usage: safelight generate -p PROMPT [options]\n"
   "  -p, --prompt TEXT      what to draw; (word:1.2) weighs a word\n"
   "  -n, --negative TEXT    what to keep away from\n"
-  "  -o, --out FILE         where the PNG goes (out.png; - for standard output)\n"
+  "  -o, --out FILE         where the picture goes: .png, .jpg or .webp (out.png; - for PNG to standard output)\n"
+  "  -q, --quality N        1 to 100, of JPEG and WebP; 100 is WebP without loss (90)\n"
   "  -s, --seed N           the same seed gives the same picture (default: from the clock)\n"
   "      --steps N          sampler steps (20)\n"
   "  -g, --guidance X       how strictly to follow the prompt; 1 or less: no guidance (3)\n"
@@ -47,6 +49,7 @@ enum { OPT_STEPS = 256, OPT_SAMPLER, OPT_KARRAS, OPT_SIZE, OPT_CLIP_SKIP, OPT_BA
 static const struct option long_options[] = {{"prompt", required_argument, NULL, 'p'},
                                              {"negative", required_argument, NULL, 'n'},
                                              {"out", required_argument, NULL, 'o'},
+                                             {"quality", required_argument, NULL, 'q'},
                                              {"seed", required_argument, NULL, 's'},
                                              {"guidance", required_argument, NULL, 'g'},
                                              {"model", required_argument, NULL, 'm'},
@@ -97,7 +100,13 @@ MUST_CHECK static int parse_one(struct options *o, int c, struct err *e)
   switch (c) {
   case 'p': o->prompt = optarg; break;
   case 'n': o->negative = optarg; break;
-  case 'o': o->out = optarg; break;
+  case 'o':
+    o->out = optarg;
+    o->format = IMAGE_PNG;
+    if (strcmp(optarg, "-"))
+      r = image_format_of(optarg, &o->format, e);
+    break;
+  case 'q': r = parse_int("--quality", optarg, 1, 100, &v, e); o->quality = (int)v; break;
   case 'm': o->model = optarg; break;
   case 's': r = parse_int("--seed", optarg, 0, INT64_MAX, &v, e); o->seed = v; break;
   case 'g':
@@ -195,16 +204,16 @@ MUST_CHECK static int draw_picture(struct model *m, struct generation *g, const 
   return r;
 }
 
-MUST_CHECK static int write_png(const struct draw_params *p, const struct model_info *info, const struct policy_profile *profile,
-                                const struct generation *g, const uint8_t *rgb, const char *path, struct err *e)
+MUST_CHECK static int write_file(const struct options *o, const struct draw_params *p, const struct model_info *info, const struct policy_profile *profile,
+                                 const struct generation *g, const uint8_t *rgb, struct err *e)
 {
   struct image_encoder *enc = NULL;
   struct recipe recipe;
-  struct buf png;
+  struct buf file;
   FILE *f = NULL;
   int r;
 
-  buf_init(&png, 64 << 20);
+  buf_init(&file, 64 << 20);
   recipe = (struct recipe){.prompt = p->prompt,
                            .negative = p->negative,
                            .sampler = sampler_name(p->sampler),
@@ -221,17 +230,19 @@ MUST_CHECK static int write_png(const struct draw_params *p, const struct model_
                            .version = SAFELIGHT_VERSION,
                            .generation_digest = g->digest,
                            .profile = profile->name,
-                           .requires_nothing = profile->requires_nothing};
-  if ((r = image_open(&enc, e)) || (r = image_encode_picture(enc, &png, rgb, &recipe, IMAGE_FULL, e)))
+                           .requires_nothing = profile->requires_nothing,
+                           .format = o->format,
+                           .quality = o->quality};
+  if ((r = image_open(&enc, e)) || (r = image_encode_picture(enc, &file, rgb, &recipe, IMAGE_FULL, e)))
     goto out;
-  f = strcmp(path, "-") ? fopen(path, "wb") : stdout;
-  if (!f || fwrite(png.p, 1, png.len, f) != png.len || fflush(f))
-    r = err_field(e, E_FILE, "out", "cannot write %s: %m", path);
+  f = strcmp(o->out, "-") ? fopen(o->out, "wb") : stdout;
+  if (!f || fwrite(file.p, 1, file.len, f) != file.len || fflush(f))
+    r = err_field(e, E_FILE, "out", "cannot write %s: %m", o->out);
 out:
   if (f && f != stdout && fclose(f) && !r)
-    r = err_field(e, E_FILE, "out", "cannot write %s: %m", path);
+    r = err_field(e, E_FILE, "out", "cannot write %s: %m", o->out);
   image_close(enc);
-  buf_close(&png);
+  buf_close(&file);
   return r;
 }
 
@@ -275,7 +286,7 @@ MUST_CHECK static int generate(const struct options *o, struct err *e)
     r = err_set(e, E_NOMEM, "out of memory for the picture");
     goto out;
   }
-  if ((r = draw_picture(m, g, &p, rgb, e)) || (r = write_png(&p, model_info(m), &policy->profile[0], g, rgb, o->out, e)))
+  if ((r = draw_picture(m, g, &p, rgb, e)) || (r = write_file(o, &p, model_info(m), &policy->profile[0], g, rgb, e)))
     goto out;
   fprintf(stderr, "%s: %dx%d, seed %llu, loaded in %.2f s, drawn in %.2f s\n", o->out, p.width, p.height,
           (unsigned long long)p.seed, loaded - started, now() - loaded);
@@ -295,7 +306,7 @@ int generate_main(int argc, char **argv)
   struct err e = {0};
   int c, r = 0;
 
-  while (!r && (c = getopt_long(argc, argv, "p:n:o:s:g:m:h", long_options, NULL)) != -1)
+  while (!r && (c = getopt_long(argc, argv, "p:n:o:q:s:g:m:h", long_options, NULL)) != -1)
     r = parse_one(&o, c, &e);
   if (!r && (optind < argc || !o.prompt))
     r = err_set(&e, E_ARG, "give a prompt: -p \"a red apple\"");
