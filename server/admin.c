@@ -49,7 +49,7 @@ struct visit {
   int64_t start_ns;
   size_t swallowed;
   int holds_upload, status;
-  const char *allow;
+  char allow[ADMIN_ALLOW];
   struct err err;
 };
 
@@ -135,7 +135,7 @@ static enum MHD_Result send_bytes(struct visit *v, int status, const char *type,
   (void)MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type);
   (void)MHD_add_response_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
   (void)MHD_add_response_header(r, "x-request-id", v->id);
-  if (v->allow)
+  if (*v->allow)
     (void)MHD_add_response_header(r, MHD_HTTP_HEADER_ALLOW, v->allow);
   if (status == 401)
     (void)MHD_add_response_header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
@@ -299,10 +299,10 @@ static enum MHD_Result begin(struct admin *a, struct MHD_Connection *c, const ch
     record_stranger(v);
     return send_error(v); /* nothing that a stranger sends is read */
   }
-  v->route = admin_route_find(&v->q, method, url, &v->allow);
+  v->route = admin_route_find(&v->q, method, url, v->allow);
   if (v->route)
-    v->allow = NULL;
-  if (!v->route && v->allow)
+    v->allow[0] = 0;
+  if (!v->route && *v->allow)
     err_set(&v->err, E_METHOD, "%s does not take %s; it takes %s", v->path, v->method, v->allow);
   else if (!v->route)
     err_set(&v->err, E_NOTFOUND, "there is nothing at %s", v->path);

@@ -259,15 +259,17 @@ static int path_matches(const char *pattern, const char *path, char name[POLICY_
   return 1;
 }
 
-const struct admin_route *admin_route_find(struct admin_request *q, const char *method, const char *path, const char **allow)
+const struct admin_route *admin_route_find(struct admin_request *q, const char *method, const char *path, char allow[ADMIN_ALLOW])
 {
-  *allow = NULL;
+  size_t n = 0;
+
+  allow[0] = 0;
   for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
     if (!path_matches(routes[i].path, path, q->name))
       continue;
     if (!strcmp(routes[i].method, method))
       return &routes[i];
-    *allow = routes[i].method;
+    n += (size_t)snprintf(allow + n, ADMIN_ALLOW - n, "%s%s", n ? ", " : "", routes[i].method); /* a path has two at most */
   }
   return NULL;
 }

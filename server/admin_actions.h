@@ -25,6 +25,8 @@ struct admin_request {
   const char *path, *who, *id; /* for the records: the URL, "uid 0" or "token", the request's id */
 };
 
+enum { ADMIN_ALLOW = 32 };
+
 struct admin_route {
   const char *method, *path;  /* one * stands for a name at most */
   enum admin_body body;
@@ -32,8 +34,9 @@ struct admin_route {
   int (*act)(struct admin_request *q, struct err *e);
 };
 
-/* The route of a request, with q->name filled; NULL when there is none: *allow is then the method that the path takes, or NULL. */
-const struct admin_route *admin_route_find(struct admin_request *q, const char *method, const char *path, const char **allow);
+/* The route of a request, with q->name filled; NULL when there is none: allow then lists the methods that the path takes
+ * ("POST, DELETE"), or is "". */
+const struct admin_route *admin_route_find(struct admin_request *q, const char *method, const char *path, char allow[ADMIN_ALLOW]);
 /* Does it. A change that cannot be written down before is not made (E_POLICY). */
 MUST_CHECK int admin_act(const struct admin_route *r, struct admin_request *q, struct err *e);
 

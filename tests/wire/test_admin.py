@@ -202,15 +202,29 @@ def test_bad_requests(admin, method, path, body, headers, status):
     assert answer.error["message"] and admin.status()["status"] == "ready"
 
 
+@pytest.mark.parametrize("path, allow", [("adapters/shield", "POST, DELETE"), ("status", "GET"), ("profiles/default/activate", "POST")])
+def test_a_method_that_is_not_taken(admin, path, allow):
+    answer = admin.request("PUT", f"/v1/admin/{path}")
+    assert answer.status == 405 and answer.headers["allow"] == allow and allow in answer.error["message"]
+
+
 def test_one_upload_at_a_time(start, policy):
     admin = Admin(start("--admin-upload-mb", "1", policy=policy.path))
     big = admin.post("/v1/admin/adapters/shield", b"x" * (2 << 20), Content_Type="application/octet-stream")
     assert big.status == 413 and "1048576" in big.error["message"]
-    sock = socket.socket(socket.AF_UNIX)
-    with short(admin.daemon.state / "admin.sock") as name:
-        sock.connect(name)
-    sock.sendall(b"POST /v1/admin/adapters/shield HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 1000\r\n\r\nabc")
-    until(lambda: admin.post("/v1/admin/adapters/shield", b"xyz", Content_Type="application/octet-stream").status == 429, "a second upload's refusal")
+
+    def half():
+        """An upload that has begun and keeps the second one out; None when the place was not free yet."""
+        sock = socket.socket(socket.AF_UNIX)
+        with short(admin.daemon.state / "admin.sock") as name:
+            sock.connect(name)
+        sock.sendall(b"POST /v1/admin/adapters/shield HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 1000\r\n\r\nabc")
+        if admin.post("/v1/admin/adapters/shield", b"xyz", Content_Type="application/octet-stream").status == 429:
+            return sock
+        sock.close()
+        return None
+
+    sock = until(half, "a second upload's refusal")
     assert admin.status()["status"] == "ready"
     sock.close()
     until(lambda: admin.post("/v1/admin/adapters/shield", b"xyz", Content_Type="application/octet-stream").status == 400, "the place to be free")
