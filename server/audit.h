@@ -6,7 +6,7 @@
  * as keyed hashes only, unless audit_prompts says otherwise. Also keeps the activation history.
  * A picture leaves only after its record is in the database: a record that cannot be written is E_POLICY for that picture (fail closed).
  *
- * Called by encode.c (pictures), http.c (refusals), safety.c (activations), admin.c and the command line. Threads: any. One thread of its own
+ * Called by encode.c (pictures), http.c (refusals), safety_sets.c (activations), admin_actions.c and the command line. Threads: any. One thread of its own
  * writes; records that wait while it does share the next transaction, so that a full house costs one fsync and not one per picture.
  */
 #ifndef SAFELIGHT_SERVER_AUDIT_H

@@ -32,7 +32,7 @@ static void hash_hex(char out[65], const void *p, size_t n)
 
 enum { OUTSIDE = -2 };
 
-/* Opens path below dir; its real place must be dir or below. flags: O_RDONLY or O_DIRECTORY. OUTSIDE when it is elsewhere, -1 when it cannot be
+/* Opens path below dir; its real place must be dir or below. flags: O_RDONLY, O_DIRECTORY or O_PATH. OUTSIDE when it is elsewhere, -1 when it cannot be
  * opened. */
 static int open_inside(const char *dir, const char *path, int flags, struct err *e)
 {
@@ -93,14 +93,24 @@ int policy_read_file(const struct policy *p, const char *path, struct buf *out, 
   return r;
 }
 
-int policy_is_folder(const struct policy *p, const char *path)
+static int can_open(const struct policy *p, const char *path, int flags)
 {
   struct err ignored = {0};
-  int fd = open_inside(p->adapter_dir, path, O_RDONLY | O_DIRECTORY, &ignored);
+  int fd = open_inside(p->adapter_dir, path, flags, &ignored);
 
   if (fd >= 0)
     close(fd);
   return fd >= 0;
+}
+
+int policy_is_folder(const struct policy *p, const char *path)
+{
+  return can_open(p, path, O_RDONLY | O_DIRECTORY);
+}
+
+int policy_has(const struct policy *p, const char *path)
+{
+  return can_open(p, path, O_PATH);
 }
 
 /* ---- the policy file ---- */

@@ -29,7 +29,8 @@ MUST_CHECK int policy_authenticate(const struct policy *p, const char *token, in
 /* All bytes of a regular file at `path` below adapter_dir, read once. Refused are paths that lead out of it (whatever was opened is asked
  * where it lies, so that no link swapped in meanwhile helps), and what is longer than out's maximum. E_FILE, E_NOTFOUND. */
 MUST_CHECK int policy_read_file(const struct policy *p, const char *path, struct buf *out, struct err *e);
-/* 1 when path is a folder inside adapter_dir. */
+/* 1 when path is a folder inside adapter_dir; when anything is there. */
 int policy_is_folder(const struct policy *p, const char *path);
+int policy_has(const struct policy *p, const char *path);
 
 #endif

@@ -31,22 +31,18 @@ static int ask(struct safety *s, struct command *c, struct err *e)
 static int do_reload(struct safety *s, struct command *c, struct err *e)
 {
   struct policy *p = NULL;
-  char reason[sizeof e->msg];
-  struct audit_record r = {.kind = AUDIT_POLICY, .verdict = "read", .reason = reason};
-  struct err ignored = {0};
+  char digest[65];
 
   (void)c;
   if (!policy_read(&p, s->policy_path, e)) {
-    snprintf(reason, sizeof reason, "policy %s", p->digest);
+    memcpy(digest, p->digest, sizeof digest);
     if (!rebuild(s, p, atomic_load(&s->active) != NULL, e))
       log_event("safety policy %s was read again", s->policy_path);
   }
-  if (e->code) {
-    r.verdict = "failed";
-    snprintf(reason, sizeof reason, "%s", e->msg);
-  }
-  if (audit_note(s->audit, &r, &ignored))
-    log_event("the policy could not be recorded: %s", ignored.msg);
+  if (e->code)
+    safety_note(s, AUDIT_POLICY, "failed", "%s", e->msg);
+  else
+    safety_note(s, AUDIT_POLICY, "read", "policy %s", digest);
   return e->code;
 }
 
@@ -90,7 +86,7 @@ static int find_profile(const struct safety *s, const char *name, int *i, struct
 }
 
 /* The uploaded bytes, or the file at a path inside adapter_dir. */
-static int take_bytes(struct safety *s, const struct command *c, struct adapter_bytes *b, struct err *e)
+static int take_bytes(struct safety *s, const struct command *c, struct adapter_files *b, struct err *e)
 {
   if (!c->bytes)
     return verifier_read(&s->verifier, s->policy, c->path, b, e);
@@ -98,25 +94,21 @@ static int take_bytes(struct safety *s, const struct command *c, struct adapter_
   buf_init(&b->config, 0);
   buf_init(&b->manifest, 16 << 20);
   if (buf_add(&b->file, c->bytes, c->n, e) || (c->manifest && buf_add_str(&b->manifest, c->manifest, e)))
-    adapter_bytes_close(b);
+    adapter_files_close(b);
   return e->code;
 }
 
 static void record_load(struct safety *s, const char *name, const struct held *h)
 {
-  char reason[512];
-  struct audit_record r = {.kind = AUDIT_ADAPTER, .verdict = h->state == ADAPTER_VERIFIED ? "verified" : "failed", .reason = reason};
-  struct err ignored = {0};
+  const char *verdict = h->state == ADAPTER_VERIFIED ? "verified" : "failed", *what = h->state == ADAPTER_VERIFIED ? h->digest : h->why;
 
-  snprintf(reason, sizeof reason, "%s: %s", name, h->state == ADAPTER_VERIFIED ? h->digest : h->why);
-  log_event("adapter %s %s: %s", name, r.verdict, h->state == ADAPTER_VERIFIED ? h->digest : h->why);
-  if (audit_note(s->audit, &r, &ignored))
-    log_event("the adapter could not be recorded: %s", ignored.msg);
+  log_event("adapter %s %s: %s", name, verdict, what);
+  safety_note(s, AUDIT_ADAPTER, verdict, "%s: %s", name, what);
 }
 
 static int do_load(struct safety *s, struct command *c, struct err *e)
 {
-  struct adapter_bytes b = {0};
+  struct adapter_files b = {0};
   struct adapter *a = NULL;
   struct held *h;
   struct entry *t;
@@ -133,7 +125,7 @@ static int do_load(struct safety *s, struct command *c, struct err *e)
     r = verifier_check(&s->verifier, s->policy, c->name, s->policy->adapter[i].digest, &b, &a, e);
   if (!r)
     r = safety_store_bytes(s->cfg->state, a->digest, &b, e);
-  adapter_bytes_close(&b);
+  adapter_files_close(&b);
   if (r) {
     s->is_sweep_due = 1; /* part of it may have been written */
     adapter_close(a);

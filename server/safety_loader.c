@@ -153,15 +153,10 @@ void *safety_loader(void *arg)
   struct policy *first = s->first;
   struct err e = {0};
   int64_t t = clock_ns();
-  char reason[100];
-  struct audit_record r = {.kind = AUDIT_POLICY, .verdict = "read", .reason = reason};
 
   thread_self = THREAD_LOADER;
   be_idle();
-  snprintf(reason, sizeof reason, "policy %s", first->digest);
-  if (audit_note(s->audit, &r, &e))
-    log_event("the policy could not be recorded: %s", e.msg);
-  e.code = 0;
+  safety_note(s, AUDIT_POLICY, "read", "policy %s", first->digest);
   if (!open_all(s, &e)) {
     s->first = NULL; /* rebuild takes it */
     s->is_sweep_due = 1; /* what a crash, or another policy, left there */

@@ -31,7 +31,7 @@ void pasts_free(struct safety *s, struct past *past, int n)
 
 /* ---- adapters ---- */
 
-static void hash_bytes(char out[65], const struct adapter_bytes *b)
+static void hash_bytes(char out[65], const struct adapter_files *b)
 {
   const struct buf *part[] = {&b->file, &b->config, &b->manifest};
   crypto_generichash_state h;
@@ -68,14 +68,8 @@ static const struct entry *unchanged(const struct safety *s, const struct policy
 
 static void record_failure(struct safety *s, const char *name, const struct err *why)
 {
-  char reason[sizeof why->msg + POLICY_NAME + 8];
-  struct audit_record r = {.kind = AUDIT_ADAPTER, .verdict = "failed", .reason = reason};
-  struct err ignored = {0};
-
-  snprintf(reason, sizeof reason, "%s: %s", name, why->msg);
   log_event("adapter %s failed: %s", name, why->msg);
-  if (audit_note(s->audit, &r, &ignored))
-    log_event("the failure could not be recorded: %s", ignored.msg);
+  safety_note(s, AUDIT_ADAPTER, "failed", "%s: %s", name, why->msg);
 }
 
 /* After a restart: the file that an operator had put in the place of the policy's, while that one is what it was. NULL: there is none. */
@@ -83,7 +77,7 @@ static struct held *restore(struct safety *s, const struct policy *p, int i, con
 {
   const struct policy_adapter *d = &p->adapter[i];
   struct adapter *a = NULL;
-  struct adapter_bytes b;
+  struct adapter_files b;
   struct err why = {0};
   struct held *h;
   char digest[65];
@@ -97,7 +91,7 @@ static struct held *restore(struct safety *s, const struct policy *p, int i, con
   r = safety_store_read(s->cfg->state, digest, &s->verifier, &b, &why);
   if (!r) {
     r = verifier_check(&s->verifier, p, d->name, digest, &b, &a, &why);
-    adapter_bytes_close(&b);
+    adapter_files_close(&b);
   }
   h = r ? NULL : held_new(s, d->name);
   if (h) {
@@ -119,7 +113,7 @@ static int make_entry(struct safety *s, const struct policy *p, int i, struct en
   const struct entry *old;
   struct held *h = NULL;
   struct adapter *a = NULL;
-  struct adapter_bytes b;
+  struct adapter_files b;
   struct err why = {0};
   int r;
 
@@ -130,19 +124,19 @@ static int make_entry(struct safety *s, const struct policy *p, int i, struct en
     old = unchanged(s, p, i, t->seen);
     t->chosen = old ? held_ref(old->chosen) : restore(s, p, i, t->seen);
     if (t->chosen) {
-      adapter_bytes_close(&b);
+      adapter_files_close(&b);
       return 0;
     }
   }
   h = held_new(s, d->name);
   if (!h) {
     if (!r)
-      adapter_bytes_close(&b);
+      adapter_files_close(&b);
     return err_set(e, E_NOMEM, "out of memory for adapter %s", d->name);
   }
   if (!r) {
     r = verifier_check(&s->verifier, p, d->name, d->digest, &b, &a, &why);
-    adapter_bytes_close(&b);
+    adapter_files_close(&b);
   }
   if (!r) {
     held_verified(s, h, a);

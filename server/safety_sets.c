@@ -13,9 +13,10 @@
  *   RETIRING  only generations that no new job pins have it; jobs draw with them to their last step.
  *   FAILED    what was wrong is kept, the adapter is not.
  *
- * Called by safety_loader.c and safety_commands.c. Threads: the loader's.
+ * Called by safety_loader.c, safety_rebuild.c, safety_compose.c and safety_commands.c. Threads: the loader's.
  */
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +24,20 @@
 
 #include "server/log.h"
 #include "server/safety_state.h"
+
+void safety_note(struct safety *s, enum audit_kind kind, const char *verdict, const char *fmt, ...)
+{
+  struct err e = {0};
+  char reason[POLICY_NAME + sizeof e.msg];
+  struct audit_record r = {.kind = kind, .verdict = verdict, .reason = reason};
+  va_list ap;
+
+  va_start(ap, fmt);
+  vsnprintf(reason, sizeof reason, fmt, ap);
+  va_end(ap);
+  if (audit_note(s->audit, &r, &e))
+    log_event("the audit log lacks \"%s: %.200s\": %s", verdict, reason, e.msg);
+}
 
 /* ---- files ---- */
 

@@ -168,6 +168,8 @@ struct live *composed_take(const struct active *a, const char *key, struct safet
 void composed_key(char key[65], const char *profile, const char *over, const struct style_use *style, int n);
 
 /* safety_sets.c; loader */
+/* A record of a policy or an adapter in the audit log, without waiting for it; the reason is the formatted text. */
+void safety_note(struct safety *s, enum audit_kind kind, const char *verdict, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 struct held *held_new(struct safety *s, const char *name); /* LOADING, one reference; NULL without memory */
 void held_verified(struct safety *s, struct held *h, struct adapter *a); /* takes a */
 void held_failed(struct safety *s, struct held *h, const struct err *why);

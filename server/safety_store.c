@@ -41,7 +41,7 @@ static int put_file(const char *path, const char *p, size_t n, struct err *e)
   return e->code;
 }
 
-int safety_store_bytes(const char *state, const char *digest, const struct adapter_bytes *b, struct err *e)
+int safety_store_bytes(const char *state, const char *digest, const struct adapter_files *b, struct err *e)
 {
   char path[PATH_BYTES];
 
@@ -120,7 +120,7 @@ int safety_store_named(const char *state, const char *name, char digest[65])
   return r < 0 ? -1 : 0;
 }
 
-int safety_store_read(const char *state, const char *digest, const struct verifier *v, struct adapter_bytes *b, struct err *e)
+int safety_store_read(const char *state, const char *digest, const struct verifier *v, struct adapter_files *b, struct err *e)
 {
   struct policy here = {0}; /* the store is a folder of adapters like the policy's */
   char path[PATH_BYTES], real[PATH_MAX];

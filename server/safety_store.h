@@ -9,8 +9,7 @@
  * log names digests alone and needs no bytes: only what was live before can be rolled back to, and not across a restart.
  *
  * The policy has the last word: when the file at its path has changed since, or it pins another digest, what was kept is not used. What is read back is
- * verified as if it came from outside. Called by safety_loader.c, safety_rebuild.c and safety_commands.c. Threads: the
- * loader's.
+ * verified as if it came from outside. Called by safety_loader.c, safety_rebuild.c and safety_commands.c. Threads: the loader's.
  */
 #ifndef SAFELIGHT_SERVER_SAFETY_STORE_H
 #define SAFELIGHT_SERVER_SAFETY_STORE_H
@@ -18,7 +17,7 @@
 #include "server/safety_verify.h"
 
 /* Writes the bytes of an adapter with this digest, durably. */
-MUST_CHECK int safety_store_bytes(const char *state, const char *digest, const struct adapter_bytes *b, struct err *e);
+MUST_CHECK int safety_store_bytes(const char *state, const char *digest, const struct adapter_files *b, struct err *e);
 /* Remembers that the adapter called name is live with this digest, over a policy's file with the hash `seen`; digest NULL: that it is the policy's file. */
 MUST_CHECK int safety_store_live(const char *state, const char *name, const char *digest, const char *seen, struct err *e);
 /* The digest that was live under name while the policy's path held `seen`; "" when there was none. */
@@ -29,6 +28,6 @@ MUST_CHECK int safety_store_named(const char *state, const char *name, char dige
  * half written. How many adapters went. What cannot be removed stays for the next time. */
 int safety_store_sweep(const char *state, int (*is_needed)(void *arg, const char *digest, const char *name), void *arg);
 /* Reads back what safety_store_bytes wrote; as verifier_read. */
-MUST_CHECK int safety_store_read(const char *state, const char *digest, const struct verifier *v, struct adapter_bytes *b, struct err *e);
+MUST_CHECK int safety_store_read(const char *state, const char *digest, const struct verifier *v, struct adapter_files *b, struct err *e);
 
 #endif

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SMALL_FILE = 16 << 20 /* manifests carry latents */ };
+enum { CONFIG_BYTES = 1 << 20, MANIFEST_BYTES = 16 << 20 /* they carry latents */ };
 
 int verifier_open(struct verifier *v, struct model *m, struct be *lane, struct err *e)
 {
@@ -23,7 +23,7 @@ void verifier_close(struct verifier *v)
   *v = (struct verifier){0};
 }
 
-void adapter_bytes_close(struct adapter_bytes *b)
+void adapter_files_close(struct adapter_files *b)
 {
   buf_close(&b->file);
   buf_close(&b->config);
@@ -41,36 +41,46 @@ static int read_optional(const struct policy *p, const char *path, struct buf *o
   return e->code;
 }
 
-static int read_folder(const struct policy *p, const char *path, struct adapter_bytes *b, struct err *e)
+/* A folder as PEFT or diffusers writes it, by the rules of models/adapter.c. */
+static int read_folder(const struct policy *p, const char *path, struct adapter_files *b, struct err *e)
 {
-  char name[POLICY_PATH + 48];
+  char peft[POLICY_PATH + 48], diffusers[POLICY_PATH + 48], config[POLICY_PATH + 48];
+  int is_peft, is_diffusers;
 
-  snprintf(name, sizeof name, "%s/adapter_config.json", path);
-  if (read_optional(p, name, &b->config, e))
+  snprintf(peft, sizeof peft, "%s/adapter_model.safetensors", path);
+  snprintf(diffusers, sizeof diffusers, "%s/pytorch_lora_weights.safetensors", path);
+  snprintf(config, sizeof config, "%s/adapter_config.json", path);
+  is_peft = policy_has(p, peft);
+  is_diffusers = policy_has(p, diffusers);
+  if (is_peft == is_diffusers)
+    return err_field(e, E_FILE, path, "%s: holds %s adapter_model.safetensors %s pytorch_lora_weights.safetensors%s", path,
+                     is_peft ? "both" : "neither", is_peft ? "and" : "nor", is_peft ? "; name one of them" : "");
+  if (policy_read_file(p, is_peft ? peft : diffusers, &b->file, e) || (is_peft && policy_read_file(p, config, &b->config, e)))
     return e->code;
-  snprintf(name, sizeof name, "%s/%s", path, b->config.p ? "adapter_model.safetensors" : "pytorch_lora_weights.safetensors");
-  return policy_read_file(p, name, &b->file, e);
+  if (b->config.p && memchr(b->config.p, 0, b->config.len))
+    return err_field(e, E_FILE, config, "%s: holds a zero byte", config);
+  return 0;
 }
 
-int verifier_read(const struct verifier *v, const struct policy *p, const char *path, struct adapter_bytes *b, struct err *e)
+int verifier_read(const struct verifier *v, const struct policy *p, const char *path, struct adapter_files *b, struct err *e)
 {
   char manifest[POLICY_PATH + 24];
   int r;
 
   buf_init(&b->file, v->bounds.max_bytes);
-  buf_init(&b->config, SMALL_FILE);
-  buf_init(&b->manifest, SMALL_FILE);
+  buf_init(&b->config, CONFIG_BYTES);
+  buf_init(&b->manifest, MANIFEST_BYTES);
   if (manifest_path(manifest, sizeof manifest, path, e))
     return e->code;
   r = policy_is_folder(p, path) ? read_folder(p, path, b, e) : policy_read_file(p, path, &b->file, e);
   if (!r)
     r = read_optional(p, manifest, &b->manifest, e);
   if (r)
-    adapter_bytes_close(b);
+    adapter_files_close(b);
   return r;
 }
 
-static int parse(const struct verifier *v, const char *name, const char *pinned, const struct adapter_bytes *b,
+static int parse(const struct verifier *v, const char *name, const char *pinned, const struct adapter_files *b,
                  struct adapter **a, struct err *e)
 {
   if (adapter_open_memory(a, name, b->file.p ? b->file.p : "", b->file.len, b->config.p, v->names, &v->bounds, e))
@@ -97,7 +107,7 @@ static int probe(const struct verifier *v, const struct manifest *m, const struc
 }
 
 /* What parsing leaves open: the manifest and its signature as the policy requires, norms, and the canary of a manifest. */
-static int prove(const struct verifier *v, const struct policy *p, const struct adapter *a, const struct adapter_bytes *b, struct err *e)
+static int prove(const struct verifier *v, const struct policy *p, const struct adapter *a, const struct adapter_files *b, struct err *e)
 {
   struct manifest *m = NULL;
   int r = 0;
@@ -115,7 +125,7 @@ static int prove(const struct verifier *v, const struct policy *p, const struct 
   return r ? err_wrap(e, "adapter %s", a->name) : 0;
 }
 
-int verifier_check(const struct verifier *v, const struct policy *p, const char *name, const char *pinned, const struct adapter_bytes *b,
+int verifier_check(const struct verifier *v, const struct policy *p, const char *name, const char *pinned, const struct adapter_files *b,
                    struct adapter **a, struct err *e)
 {
   *a = NULL;
@@ -131,13 +141,13 @@ int verifier_check(const struct verifier *v, const struct policy *p, const char 
 int verifier_adapter(const struct verifier *v, const struct policy *p, int i, struct adapter **a, struct err *e)
 {
   const struct policy_adapter *d = &p->adapter[i];
-  struct adapter_bytes b;
+  struct adapter_files b;
   int r;
 
   *a = NULL;
   if (verifier_read(v, p, d->path, &b, e))
     return err_wrap(e, "adapter %s", d->name);
   r = verifier_check(v, p, d->name, d->digest, &b, a, e);
-  adapter_bytes_close(&b);
+  adapter_files_close(&b);
   return r;
 }

@@ -25,19 +25,19 @@ MUST_CHECK int verifier_open(struct verifier *v, struct model *m, struct be *lan
 void verifier_close(struct verifier *v); /* takes zeroed */
 
 /* The bytes of an adapter as they were read, before anything is decided about them. */
-struct adapter_bytes {
+struct adapter_files {
   struct buf file, config, manifest;   /* config and manifest: p NULL when there is none */
 };
-void adapter_bytes_close(struct adapter_bytes *b);
+void adapter_files_close(struct adapter_files *b);
 
 /* Reads the adapter at path inside the policy's adapter_dir, a file or a PEFT or diffusers folder, with its manifest where there is one: NAME.manifest.json
  * beside NAME.safetensors or beside the folder NAME. */
-MUST_CHECK int verifier_read(const struct verifier *v, const struct policy *p, const char *path, struct adapter_bytes *b, struct err *e);
+MUST_CHECK int verifier_read(const struct verifier *v, const struct policy *p, const char *path, struct adapter_files *b, struct err *e);
 /* Parses (every key found, shapes, finite values, ranks; pinned: the digest it must have, "" for any), then proves: the manifest and its signature as
  * the policy requires, norms, and the canary of a manifest. A manifest that is there is checked even where none is required. *a is the caller's; NULL
  * after failure. */
 MUST_CHECK int verifier_check(const struct verifier *v, const struct policy *p, const char *name, const char *pinned,
-                              const struct adapter_bytes *b, struct adapter **a, struct err *e);
+                              const struct adapter_files *b, struct adapter **a, struct err *e);
 /* Both for adapter i of the policy. *a is the caller's, who closes it with adapter_close. */
 MUST_CHECK int verifier_adapter(const struct verifier *v, const struct policy *p, int i, struct adapter **a, struct err *e);
 

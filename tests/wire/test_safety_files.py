@@ -145,6 +145,37 @@ def test_bad_policies(start, policy, what, content, names):
     assert done.returncode == 1 and names in done.stderr and not done.stdout
 
 
+def test_folders_are_read_by_the_rules_of_files(start, policy):
+    """What `safelight adapter` refuses of a folder, the server refuses too; a good folder serves."""
+    folder = policy.folder / "folder"
+    folder.mkdir()
+    diffusers, peft, config = (folder / n for n in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"))
+    d = start(policy=policy.path)
+    before = d.post(QUICK, Accept="image/png")
+    policy.named("safe", "folder")
+
+    def refused(says):
+        reload(d, policy, "everything stays as it was")
+        assert says in d.log().rpartition("everything stays as it was")[2], d.log()[-500:]
+        done = subprocess.run([BINARY, "adapter", "inspect", str(folder), "--model", MODEL], cwd=ROOT, capture_output=True, text=True, timeout=60 * PATIENCE)
+        assert done.returncode == 1 and done.stderr
+
+    refused("neither")
+    shutil.copy(policy.folder / "safe.safetensors", peft)
+    refused("adapter_config.json")
+    shutil.copy(policy.folder / "safe.safetensors", diffusers)
+    refused("both")
+    diffusers.unlink()
+    config.write_bytes(b'{"peft_type": "LORA", "r": 4, "lora_alpha": 4}\0{"r": 1}')
+    refused("zero byte")
+    config.write_bytes(b'{"peft_type": "LORA", "r": 4, "lora_alpha": 4' + b" " * (1 << 20) + b"}")
+    refused("at most")
+    config.unlink()
+    peft.rename(diffusers)
+    reload(d, policy)
+    assert d.post(QUICK, Accept="image/png").body == before.body  # the same file under another path is the same generation
+
+
 def test_another_model_needs_a_policy(tmp_path):
     shutil.copytree(MODEL, tmp_path / "other", symlinks=True)
     done = subprocess.run([BINARY, "serve", "--port", "0", "--model", str(tmp_path / "other"), "--state", str(tmp_path / "state")], cwd=ROOT, env=ENV,
