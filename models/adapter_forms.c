@@ -177,7 +177,7 @@ static void multiply_core(float *c, const float *core, const float *a, const flo
 static int fold_core(struct delta *d, const struct adapter_group *g, const struct site *s, struct err *e)
 {
   const struct st_tensor *mid = g->part[ROLE_MID];
-  int64_t taps = adapter_site_taps(s), r = d->rank;
+  int64_t taps = site_taps(s), r = d->rank;
   float *core = NULL, *down = NULL;
   int code = read_floats(mid, &core, e);
   int64_t m, n, j, k;
@@ -209,7 +209,7 @@ static int build_lora(struct delta *d, const struct adapter_group *g, const stru
                       struct err *e)
 {
   const struct st_tensor *down = g->part[ROLE_DOWN], *up = g->part[ROLE_UP], *mid = g->part[ROLE_MID];
-  int64_t r = dim(down, 0), taps = adapter_site_taps(s);
+  int64_t r = dim(down, 0), taps = site_taps(s);
   int code = check_rank(down, r, b, e);
 
   if (code)
@@ -230,35 +230,26 @@ static int build_lora(struct delta *d, const struct adapter_group *g, const stru
   return code;
 }
 
-/* ---- LoHa ---- */
-
-/* One of the two products, as (out, cols). */
-static int hada_product(float **out, const struct st_tensor *a, const struct st_tensor *b, const struct st_tensor *core, int64_t r,
-                        const struct site *s, struct err *e)
+/* A product of two factors, or with a core between them, as it is in the file: a (rows, r) b (r, cols*taps), or core, a (r, rows) and b (r, cols). The
+ * shapes are checked. *out (rows, cols*taps) is the caller's, also after failure. */
+static int read_product(float **out, const struct st_tensor *a, const struct st_tensor *b, const struct st_tensor *core, int64_t r, int64_t rows,
+                        int64_t cols, int64_t taps, const struct site *s, struct err *e)
 {
-  int64_t cols = adapter_site_cols(s), taps = adapter_site_taps(s);
   float *fa = NULL, *fb = NULL, *fc = NULL, *t = NULL;
-  int code;
+  int code = read_floats(a, &fa, e);
 
-  if (core ? !is_shape(a, r, s->out, 1, 1) : !is_shape(a, s->out, r, 1, 1))
-    return wrong_shape(a, s, e);
-  if (core ? !is_shape(b, r, s->in, 1, 1) : !is_kernel(b, r, s->in, s))
-    return wrong_shape(b, s, e);
-  if (core && (taps == 1 ? !is_shape(core, r, r, 1, 1) : !is_shape(core, r, r, s->kh, s->kw)))
-    return wrong_shape(core, s, e);
-  code = read_floats(a, &fa, e);
   if (!code)
     code = read_floats(b, &fb, e);
   if (!code && core)
     code = read_floats(core, &fc, e);
   if (!code && core)
-    code = new_floats(r * cols, s, &t, e);
+    code = new_floats(r * cols * taps, s, &t, e);
   if (!code)
-    code = new_floats(s->out * cols, s, out, e);
+    code = new_floats(rows * cols * taps, s, out, e);
   if (!code && core)
-    multiply_core(*out, fc, fa, fb, t, r, s->out, s->in, taps);
+    multiply_core(*out, fc, fa, fb, t, r, rows, cols, taps);
   else if (!code)
-    multiply(*out, fa, fb, s->out, r, cols);
+    multiply(*out, fa, fb, rows, r, cols * taps);
   free(fa);
   free(fb);
   free(fc);
@@ -266,11 +257,28 @@ static int hada_product(float **out, const struct st_tensor *a, const struct st_
   return code;
 }
 
+/* ---- LoHa ---- */
+
+/* One of the two products, as (out, cols). */
+static int hada_product(float **out, const struct st_tensor *a, const struct st_tensor *b, const struct st_tensor *core, int64_t r,
+                        const struct site *s, struct err *e)
+{
+  int64_t taps = site_taps(s);
+
+  if (core ? !is_shape(a, r, s->out, 1, 1) : !is_shape(a, s->out, r, 1, 1))
+    return wrong_shape(a, s, e);
+  if (core ? !is_shape(b, r, s->in, 1, 1) : !is_kernel(b, r, s->in, s))
+    return wrong_shape(b, s, e);
+  if (core && (taps == 1 ? !is_shape(core, r, r, 1, 1) : !is_shape(core, r, r, s->kh, s->kw)))
+    return wrong_shape(core, s, e);
+  return read_product(out, a, b, core, r, s->out, s->in, taps, s, e);
+}
+
 static int build_loha(struct delta *d, const struct adapter_group *g, const struct site *s, const struct adapter_bounds *b, int64_t *r,
                       struct err *e)
 {
   const struct st_tensor *first = g->part[ROLE_HADA_1B];
-  int64_t i, n = s->out * adapter_site_cols(s);
+  int64_t i, n = s->out * site_columns(s);
   float *other = NULL;
   int code;
 
@@ -299,7 +307,6 @@ struct kron {
 static int kron_factor(struct kron *k, const struct st_tensor *whole, const struct st_tensor *a, const struct st_tensor *b,
                        const struct st_tensor *core, int64_t taps, const struct site *s, const struct adapter_bounds *bounds, struct err *e)
 {
-  float *fa = NULL, *fb = NULL, *fc = NULL, *t = NULL;
   int64_t width;
   int code;
 
@@ -325,24 +332,7 @@ static int kron_factor(struct kron *k, const struct st_tensor *whole, const stru
     return wrong_shape(core, s, e);
   if (k->rows > s->out || k->cols > s->in) /* bounds the product before it is taken */
     return wrong_shape(a, s, e);
-  code = read_floats(a, &fa, e);
-  if (!code)
-    code = read_floats(b, &fb, e);
-  if (!code && core)
-    code = read_floats(core, &fc, e);
-  if (!code && core)
-    code = new_floats(k->rank * k->cols * taps, s, &t, e);
-  if (!code)
-    code = new_floats(k->rows * k->cols * taps, s, &k->p, e);
-  if (!code && core)
-    multiply_core(k->p, fc, fa, fb, t, k->rank, k->rows, k->cols, taps);
-  else if (!code)
-    multiply(k->p, fa, fb, k->rows, k->rank, k->cols * taps);
-  free(fa);
-  free(fb);
-  free(fc);
-  free(t);
-  return code;
+  return read_product(&k->p, a, b, core, k->rank, k->rows, k->cols, taps, s, e);
 }
 
 static int build_lokr(struct delta *d, const struct adapter_group *g, const struct site *s, const struct adapter_bounds *b, int64_t *r,
@@ -351,7 +341,7 @@ static int build_lokr(struct delta *d, const struct adapter_group *g, const stru
   const struct st_tensor *first = g->part[ROLE_KRON_1] ? g->part[ROLE_KRON_1] : g->part[ROLE_KRON_1A];
   const struct st_tensor *second = g->part[ROLE_KRON_2] ? g->part[ROLE_KRON_2] : g->part[ROLE_KRON_2A];
   struct kron one = {0}, two = {0};
-  int64_t taps = adapter_site_taps(s), cols = adapter_site_cols(s), i, j, p, q;
+  int64_t taps = site_taps(s), cols = site_columns(s), i, j, p, q;
   int code = kron_factor(&one, g->part[ROLE_KRON_1], g->part[ROLE_KRON_1A], g->part[ROLE_KRON_1B], NULL, 1, s, b, e);
 
   if (!code)
@@ -380,7 +370,7 @@ static int build_lokr(struct delta *d, const struct adapter_group *g, const stru
 static int build_whole(struct delta *d, const struct st_tensor *t, const struct site *s, struct err *e)
 {
   if (!t) /* a bias alone */
-    return new_floats(s->out * adapter_site_cols(s), s, &d->dense, e);
+    return new_floats(s->out * site_columns(s), s, &d->dense, e);
   if (s->kind == WEIGHT_NORM ? !is_shape(t, s->out, 1, 1, 1) : !is_kernel(t, s->out, s->in, s))
     return wrong_shape(t, s, e);
   return read_floats(t, &d->dense, e);

@@ -24,13 +24,6 @@ int adapter_names_lookup(const struct adapter_names *n, const char *alias, size_
 /* The alias that looks most like text, for a hint; "" when there are none. The names'. */
 const char *adapter_names_nearest(const struct adapter_names *n, const char *text);
 
-/* ---- the model's shapes ---- */
-
-/* Numbers in a row of the site's weight: in*kh*kw; 1 for a norm. */
-int64_t adapter_site_cols(const struct site *s);
-/* Pixels of the kernel: kh*kw, or 1. */
-int64_t adapter_site_taps(const struct site *s);
-
 /* ---- tensors of a file, by what they are to their site (adapter_read.c) ---- */
 
 enum adapter_role {

@@ -129,7 +129,7 @@ static int norms(json_t *report, const struct adapter *a, const struct generatio
       code = sources_read(sources, s, &p, e);
       if (code)
         return code;
-      norm = delta_norm(d, s, p.w);
+      norm = d->norm >= 0 ? d->norm : delta_norm(d, s, p.w);
       share = squares(p.w, p.count) > 0 ? norm / sqrt(squares(p.w, p.count)) : 0;
       w0 += squares(p.w, p.count);
       pristine_free(&p);
@@ -271,12 +271,15 @@ int adapter_inspect(const char *path, const struct adapter_names *names, const s
   if (code)
     return code;
   report = json_object();
-  code = report ? adapter_digest(digest, b.p, b.n, b.config, e) : err_set(e, E_NOMEM, "no memory for a report");
-  if (code)
+  if (!report) {
+    code = err_set(e, E_NOMEM, "no memory for a report");
     goto out;
+  }
   verdict = adapter_open_memory(&a, b.name, b.p, b.n, b.config, names, &bounds, &refused);
+  if (verdict && (code = adapter_digest(digest, b.p, b.n, b.config, e)))
+    goto out;
   json_object_set_new(report, "name", json_string(b.name));
-  json_object_set_new(report, "digest", json_string(digest));
+  json_object_set_new(report, "digest", json_string(a ? a->digest : digest));
   json_object_set_new(report, "accepted", json_boolean(!verdict));
   if (verdict) {
     json_object_set_new(report, "reason", json_string(refused.msg));

@@ -110,16 +110,6 @@ int adapter_fail(const struct st_tensor *t, struct err *e, const char *fmt, ...)
   return err_field(e, E_FILE, t->name, "tensor \"%.140s\" %s", t->name, what);
 }
 
-int64_t adapter_site_taps(const struct site *s)
-{
-  return s->kind == WEIGHT_CONV ? (int64_t)s->kh * s->kw : 1;
-}
-
-int64_t adapter_site_cols(const struct site *s)
-{
-  return s->kind == WEIGHT_NORM ? 1 : s->in * adapter_site_taps(s);
-}
-
 struct adapter_key adapter_key_resolve(const struct adapter_names *names, const char *key)
 {
   struct adapter_key k = {.site = SITE_NONE};

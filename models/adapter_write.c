@@ -15,11 +15,6 @@
 
 /* ---- an adapter in memory ---- */
 
-static int64_t columns(const struct site *s)
-{
-  return s->kind == WEIGHT_CONV ? s->in * s->kh * s->kw : s->in;
-}
-
 struct adapter *adapter_new_lowrank(const char *name, int n)
 {
   struct adapter *a = calloc(1, sizeof *a);
@@ -43,7 +38,7 @@ int adapter_set_lowrank(struct adapter *a, int i, const struct generation *base,
   struct delta *d = &a->delta[i];
 
   *d = (struct delta){.site = site, .kind = DELTA_LOWRANK, .rank = rank, .scale = 1, .rule = SCALE_NONE};
-  d->down = calloc((size_t)(rank * columns(s)), sizeof *d->down);
+  d->down = calloc((size_t)(rank * site_columns(s)), sizeof *d->down);
   d->up = calloc((size_t)(s->out * rank), sizeof *d->up);
   return d->down && d->up ? 0 : err_field(e, E_NOMEM, s->name, "%s: out of memory for its factors", s->name);
 }
@@ -59,7 +54,7 @@ int adapter_finish(struct adapter *a, const struct generation *base, struct err 
   for (int i = 0; i < a->n; i++) {
     struct delta *d = &a->delta[i];
     const struct site *s = &base->site[d->site];
-    int64_t down = d->rank * columns(s), up = s->out * d->rank;
+    int64_t down = d->rank * site_columns(s), up = s->out * d->rank;
 
     a->params += down + up;
     a->max_rank = d->rank > a->max_rank ? d->rank : a->max_rank;
@@ -93,7 +88,7 @@ static int by_name(const void *a, const void *b)
 MUST_CHECK static int add_entry(struct entry *x, const struct delta *d, const struct site *s, int is_up, int nd, struct err *e)
 {
   *x = (struct entry){.d = d, .site = s, .is_up = is_up, .nd = nd};
-  x->bytes = sizeof(float) * (size_t)(d->rank * (is_up ? s->out : columns(s)));
+  x->bytes = sizeof(float) * (size_t)(d->rank * (is_up ? s->out : site_columns(s)));
   if (asprintf(&x->name, "%s.lora_%s.weight", s->name, is_up ? "B" : "A") < 0) {
     x->name = NULL;
     return err_set(e, E_NOMEM, "out of memory for a name");

@@ -188,12 +188,6 @@ MUST_CHECK static int check_norms(const struct compose *c, const struct site *s,
   return 0;
 }
 
-/* How many numbers feed one output. */
-static int64_t fan_in(const struct site *s)
-{
-  return s->kind == WEIGHT_CONV ? s->in * s->kh * s->kw : s->in;
-}
-
 /* Whether the site's deltas are applied as stacked factors, and of which rank in all. */
 static int is_stacked(const struct compose *c, const struct site *s, int touches, int64_t *rank)
 {
@@ -204,7 +198,7 @@ static int is_stacked(const struct compose *c, const struct site *s, int touches
     *rank += c->touch[i].d->rank;
   }
   return c->g->form == FORM_RUNTIME && (s->kind == WEIGHT_LINEAR || s->kind == WEIGHT_CONV) &&
-         *rank * (s->out + fan_in(s)) < s->out * fan_in(s);
+         *rank * (s->out + site_columns(s)) < s->out * site_columns(s);
 }
 
 MUST_CHECK static int check_finite(const struct compose *c, const struct site *s, const float *v, int64_t n)
@@ -218,7 +212,7 @@ MUST_CHECK static int check_finite(const struct compose *c, const struct site *s
 /* down: the members' rows one below the other; up: their columns side by side, times scale and weight. */
 static void stack(const struct compose *c, const struct site *s, int touches, int64_t rank, float *down, float *up)
 {
-  int64_t in = fan_in(s), at = 0;
+  int64_t in = site_columns(s), at = 0;
 
   for (int i = 0; i < touches; i++) {
     const struct delta *d = c->touch[i].d;
@@ -235,7 +229,7 @@ static void stack(const struct compose *c, const struct site *s, int touches, in
 MUST_CHECK static int load_stacked(const struct compose *c, int site, int touches, int64_t rank)
 {
   const struct site *s = &c->base->site[site];
-  int64_t in = fan_in(s);
+  int64_t in = site_columns(s);
   float *down = malloc((size_t)(rank * in) * sizeof *down), *up = malloc((size_t)(s->out * rank) * sizeof *up);
   struct lowrank_desc d = {.out = s->out, .in = s->in, .rank = rank, .down = down, .up = up};
   int rc;

@@ -55,7 +55,7 @@ static void product(const struct delta *d, int64_t cols, int64_t o, int64_t c, i
 
 static void walk_plain(const struct delta *d, const struct site *s, const float *w0, struct sink *k)
 {
-  int64_t cols = adapter_site_cols(s), o, c, i, n;
+  int64_t cols = site_columns(s), o, c, i, n;
   double v[CHUNK];
 
   for (o = 0; o < s->out; o++)
@@ -79,7 +79,7 @@ static double stretch(double squares, float magnitude)
 /* W' - W0 with the norm taken over each output row. */
 static void walk_rows(const struct delta *d, const struct site *s, const float *w0, struct sink *k)
 {
-  int64_t cols = adapter_site_cols(s), o, c, i, n;
+  int64_t cols = site_columns(s), o, c, i, n;
   double v[CHUNK], squares, f;
 
   for (o = 0; o < s->out; o++) {
@@ -104,7 +104,7 @@ static void walk_rows(const struct delta *d, const struct site *s, const float *
 /* W' - W0 with the norm taken over each input channel: all outputs and all pixels of the kernel. */
 static void walk_columns(const struct delta *d, const struct site *s, const float *w0, struct sink *k)
 {
-  int64_t cols = adapter_site_cols(s), taps = adapter_site_taps(s), step = CHUNK / taps * taps, o, c, i, n;
+  int64_t cols = site_columns(s), taps = site_taps(s), step = CHUNK / taps * taps, o, c, i, n;
   double v[CHUNK], f[CHUNK]; /* f: squares of the channels in flight, then their factors */
 
   assert(step > 0);
@@ -170,7 +170,7 @@ static double dot(const float *x, const float *y, int64_t n, int64_t step)
 /* |up down|^2 = sum over i, j of (up^T up)[i, j] (down down^T)[i, j]: the product itself is never made. */
 static double factor_norm(const struct delta *d, const struct site *s)
 {
-  int64_t cols = adapter_site_cols(s), r = d->rank, i, j;
+  int64_t cols = site_columns(s), r = d->rank, i, j;
   double sum = 0;
 
   for (i = 0; i < r; i++)

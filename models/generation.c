@@ -95,6 +95,16 @@ void generation_free(struct generation *g)
   free(g);
 }
 
+int64_t site_taps(const struct site *s)
+{
+  return s->kind == WEIGHT_CONV ? (int64_t)s->kh * s->kw : 1;
+}
+
+int64_t site_columns(const struct site *s)
+{
+  return s->kind == WEIGHT_NORM ? 1 : s->in * site_taps(s);
+}
+
 int generation_find(const struct generation *g, const char *name)
 {
   int i;

@@ -28,6 +28,11 @@ struct site {
   int has_bias;
 };
 
+/* Pixels of the site's kernel: kh*kw, or 1. */
+int64_t site_taps(const struct site *s);
+/* Numbers of its weight that feed one output: in*kh*kw; 1 for a norm. The weight has out times as many. */
+int64_t site_columns(const struct site *s);
+
 /* How the adapters of a generation reach the arithmetic; fixed when it is built, so that its pictures keep their bytes. */
 enum generation_form {
   FORM_BASE,      /* no adapters */

@@ -46,11 +46,6 @@ struct guard {
 
 /* ---- inner products at one site ---- */
 
-static int64_t columns(const struct site *s)
-{
-  return site_count(s) / s->out;
-}
-
 static double dot(const float *a, int64_t a_step, const float *b, int64_t b_step, int64_t n)
 {
   double sum = 0;
@@ -63,7 +58,7 @@ static double dot(const float *a, int64_t a_step, const float *b, int64_t b_step
 /* Between two low-rank deltas, from their factors. */
 static double factor_product(const struct delta *a, const struct delta *b, const struct site *s)
 {
-  int64_t in = columns(s);
+  int64_t in = site_columns(s);
   double sum = 0;
 
   for (int64_t i = 0; i < a->rank; i++)

@@ -38,14 +38,9 @@ int merge_needs_counts(enum merge_method m)
 
 /* ---- dense sums ---- */
 
-int64_t merge_columns(const struct site *s)
-{
-  return s->kind == WEIGHT_CONV ? s->in * s->kh * s->kw : s->in;
-}
-
 void merge_add_dense(double *w, const struct delta *d, const struct site *s, double f)
 {
-  int64_t columns = merge_columns(s);
+  int64_t columns = site_columns(s);
 
   for (int64_t i = 0; i < s->out; i++)
     for (int64_t k = 0; k < d->rank; k++) {
@@ -85,7 +80,7 @@ MUST_CHECK static int store(struct merge_site *m, const struct svd *x, struct er
 int merge_cut(struct merge_site *m, const double *w, struct err *e)
 {
   const struct site *s = &m->base->site[m->site];
-  int64_t columns = merge_columns(s);
+  int64_t columns = site_columns(s);
   struct svd x;
   int r = svd_dense(&x, w, s->out, columns, merge_rank(m), e);
 
@@ -106,7 +101,7 @@ int merge_cut(struct merge_site *m, const double *w, struct err *e)
 MUST_CHECK static int stack(const struct merge_site *m, double f, double **up, double **down, int64_t *R, struct err *e)
 {
   const struct site *s = &m->base->site[m->site];
-  int64_t columns = merge_columns(s), at = 0;
+  int64_t columns = site_columns(s), at = 0;
 
   *R = 0;
   for (int i = 0; i < m->n; i++) {
@@ -161,13 +156,13 @@ MUST_CHECK static int merge_stack(struct merge_site *m, struct err *e)
     r = adapter_set_lowrank(m->out, m->at, m->base, m->site, R, e);
     for (int64_t i = 0; !r && i < s->out * R; i++)
       m->out->delta[m->at].up[i] = (float)(m->o->scale * up[i]);
-    for (int64_t i = 0; !r && i < merge_columns(s) * R; i++)
+    for (int64_t i = 0; !r && i < site_columns(s) * R; i++)
       m->out->delta[m->at].down[i] = (float)down[i]; /* was fp32 */
     /* total and captured stay 0: nothing was cut */
   } else if (!r) {
-    r = svd_product(&x, up, down, s->out, R, merge_columns(s), merge_rank(m), e);
+    r = svd_product(&x, up, down, s->out, R, site_columns(s), merge_rank(m), e);
     if (!r) {
-      m->total = product_energy(up, down, s->out, R, merge_columns(s));
+      m->total = product_energy(up, down, s->out, R, site_columns(s));
       m->captured = svd_energy(&x, x.r);
       r = store(m, &x, e);
     }
@@ -230,7 +225,7 @@ static void trim(double *w, int64_t n, double keep, double *scratch)
 MUST_CHECK static int merge_ties(struct merge_site *m, struct err *e)
 {
   const struct site *s = &m->base->site[m->site];
-  int64_t count = s->out * merge_columns(s);
+  int64_t count = s->out * site_columns(s);
   double *w = calloc((size_t)(count * (m->n + 1)), sizeof *w), *merged = w ? w + count * m->n : NULL; /* an expert's each, and the result */
   int r;
 

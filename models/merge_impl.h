@@ -19,7 +19,6 @@ struct merge_site {
   double places, kept;      /* co-merge: weights (or rows), and those that some expert keeps */
 };
 
-int64_t merge_columns(const struct site *s);
 /* w += f * scale * up down, dense (out, columns), in double. */
 void merge_add_dense(double *w, const struct delta *d, const struct site *s, double f);
 /* Rank of the result at this site: the option's, or the largest of the experts there. */

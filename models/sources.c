@@ -29,9 +29,7 @@ void sources_close(struct model_sources *s)
 
 int64_t site_count(const struct site *s)
 {
-  int64_t area = s->kind == WEIGHT_CONV ? (int64_t)s->kh * s->kw : 1;
-
-  return s->kind == WEIGHT_NORM ? s->out : s->out * s->in * area;
+  return s->out * site_columns(s);
 }
 
 /* The shape in the checkpoint; its number of dimensions. */

@@ -258,7 +258,11 @@ static int decode_user(const struct field_in *f, struct request *r, struct err *
 static int decode_metadata(const struct field_in *f, struct request *r, struct err *e)
 {
   (void)r;
-  return json_is_object(f->v) ? 0 : field_wrong(f, e, "an object");
+  if (!json_is_object(f->v))
+    return field_wrong(f, e, "an object");
+  if (((struct openai_more *)f->more)->surface == OPENAI_JOB && json_dumpb(f->v, NULL, 0, JSON_COMPACT) > OPENAI_METADATA_MAX)
+    return err_field(e, E_ARG, f->name, "%s must be at most %d bytes of JSON", f->name, OPENAI_METADATA_MAX);
+  return 0;
 }
 
 /* ---- a first picture ---- */

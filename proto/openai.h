@@ -24,7 +24,8 @@
  * POST /v1/images/edits is a form with the same fields, the files image and mask, and beside them
  *   strength         0 .. 1: which share of the steps is done on the image; 0.75, or 1 with a mask
  *   input_fidelity   "low" or "high"; without effect
- * POST /v1/jobs takes the same fields in JSON, image and mask as base64, no stream; partial_images says how many previews its events show.
+ * POST /v1/jobs takes the same fields in JSON, image and mask as base64, no stream; partial_images says how many previews its events show,
+ * metadata is kept and echoed.
  * Every other field is refused by name: a field that a server drops silently is a picture that is silently wrong. Fields that
  * would name, scale or switch off a safety adapter are refused with a message that says so.
  *
@@ -42,6 +43,8 @@
 #include "proto/request.h"
 
 struct multipart;
+
+enum { OPENAI_METADATA_MAX = 16384 }; /* bytes of what a job carries for its client */
 
 /* Decodes a body of len bytes (need not be NUL terminated). E_ARG (or E_NOTFOUND for the model) with e->field set wherever a
  * field is at fault. r is undefined after failure. */

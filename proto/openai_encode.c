@@ -9,7 +9,9 @@
 #include <string.h>
 
 #include "proto/base64.h"
+#include "proto/json_add.h"
 #include "proto/openai.h"
+#include "proto/sse.h"
 
 /* One row per E_* code: what HTTP, people and the OpenAI SDKs are told. */
 static const struct {
@@ -55,28 +57,6 @@ int openai_status(int code)
   return statuses[status_row(code)].status;
 }
 
-/* Appends root as compact JSON and drops it. skip: bytes of its text to leave out, to splice objects. */
-static int add_json(struct buf *out, json_t *root, size_t skip, struct err *e)
-{
-  char *text = root ? json_dumps(root, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(7)) : NULL;
-  int r;
-
-  json_decref(root);
-  if (!text)
-    return err_set(e, E_NOMEM, "out of memory for the answer");
-  r = buf_add_str(out, text + skip, e);
-  free(text);
-  return r;
-}
-
-/* A string that is cut or comes from a client may not be UTF-8; JSON must be. */
-static json_t *text_json(const char *s)
-{
-  json_t *v = json_string(s);
-
-  return v ? v : json_string("(not valid UTF-8)");
-}
-
 const char *openai_error_name(int code, const char *field)
 {
   if (code == E_NOTFOUND && !strcmp(field, "model"))
@@ -86,8 +66,8 @@ const char *openai_error_name(int code, const char *field)
 
 int openai_encode_error(struct buf *out, const struct err *what, struct err *e)
 {
-  return add_json(out, json_pack("{s:{s:o,s:s,s:o,s:s}}", "error", "message", text_json(what->msg), "type",
-                                 statuses[status_row(what->code)].type, "param", *what->field ? text_json(what->field) : json_null(),
+  return json_add_value(out, json_pack("{s:{s:o,s:s,s:o,s:s}}", "error", "message", json_make_text(what->msg), "type",
+                                 statuses[status_row(what->code)].type, "param", *what->field ? json_make_text(what->field) : json_null(),
                                  "code", openai_error_name(what->code, what->field)),
                   0, e);
 }
@@ -105,7 +85,7 @@ static json_t *times_json(const struct stage_times *t)
 
 static json_t *optional_json(const char *s)
 {
-  return s && *s ? text_json(s) : json_null();
+  return s && *s ? json_make_text(s) : json_null();
 }
 
 /* What a picture was drawn under, beside each. */
@@ -120,11 +100,11 @@ static json_t *recipe_json(const struct openai_result *r)
 {
   const struct recipe *p = r->recipe;
 
-  return json_pack("{s:o,s:I,s:i,s:o,s:b,s:f,s:i,s:i,s:i,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "model", text_json(p->model), "seed",
-                   (json_int_t)p->seed, "steps", p->steps, "sampler", text_json(p->sampler), "karras", p->karras,
+  return json_pack("{s:o,s:I,s:i,s:o,s:b,s:f,s:i,s:i,s:i,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b}", "model", json_make_text(p->model), "seed",
+                   (json_int_t)p->seed, "steps", p->steps, "sampler", json_make_text(p->sampler), "karras", p->karras,
                    "guidance_scale", (double)p->guidance, "width", p->width, "height", p->height, "clip_skip", p->clip_skip,
-                   "negative_prompt", text_json(p->negative), "model_digest", text_json(p->model_digest), "version",
-                   text_json(p->version), "request_id", text_json(r->request_id), "times", times_json(r->times), "generation_id",
+                   "negative_prompt", json_make_text(p->negative), "model_digest", json_make_text(p->model_digest), "version",
+                   json_make_text(p->version), "request_id", json_make_text(r->request_id), "times", times_json(r->times), "generation_id",
                    optional_json(p->generation_id), "generation_digest", optional_json(p->generation_digest), "profile",
                    optional_json(p->profile), "styles", optional_json(p->styles), "requires_nothing", p->requires_nothing);
 }
@@ -133,13 +113,13 @@ static json_t *recipe_json(const struct openai_result *r)
 static int add_picture(struct buf *out, const struct openai_picture *p, const struct recipe *recipe, struct err *e)
 {
   if (p->url) {
-    if (buf_add_str(out, "{\"b64_json\":null,\"url\":", e) || add_json(out, text_json(p->url), 0, e))
+    if (buf_add_str(out, "{\"b64_json\":null,\"url\":", e) || json_add_value(out, json_make_text(p->url), 0, e))
       return e->code;
   } else if (buf_add_str(out, "{\"b64_json\":\"", e) || base64_encode(out, p->file, p->len, e) || buf_add_str(out, "\",\"url\":null", e)) {
     return e->code;
   }
   if (buf_addf(out, e, ",\"revised_prompt\":null,\"seed\":%llu,\"safelight\":", (unsigned long long)p->seed) ||
-      add_json(out, drawn_under_json(recipe), 0, e))
+      json_add_value(out, drawn_under_json(recipe), 0, e))
     return e->code;
   return buf_add_str(out, "}", e);
 }
@@ -163,7 +143,7 @@ int openai_encode_result(struct buf *out, const struct openai_result *r, struct 
   if (buf_add_str(out, "],", e))
     return e->code;
   snprintf(size, sizeof size, "%dx%d", r->recipe->width, r->recipe->height);
-  return add_json(out,
+  return json_add_value(out,
                   json_pack("{s:s,s:s,s:s,s:s,s:o,s:o}", "background", "opaque", "output_format", openai_format_name(r->format), "quality", "auto",
                             "size", size, "usage", usage_json(r->text_tokens, r->image_tokens), "safelight", recipe_json(r)),
                   1, e);
@@ -183,10 +163,11 @@ static json_t *event_json(const struct openai_event *v)
 
 static int begin_event(struct buf *out, const struct openai_event *v, const char *kind, struct err *e)
 {
-  const char *route = v->is_edit ? "image_edit" : "image_generation";
+  char name[48];
 
-  return buf_addf(out, e, "event: %s.%s\ndata: {\"type\":\"%s.%s\",\"b64_json\":\"", route, kind, route, kind) ||
-                 base64_encode(out, v->file, v->len, e) || buf_add_str(out, "\",", e)
+  snprintf(name, sizeof name, "%s.%s", v->is_edit ? "image_edit" : "image_generation", kind);
+  return sse_begin(out, name, -1, e) || buf_addf(out, e, "{\"type\":\"%s\",\"b64_json\":\"", name) || base64_encode(out, v->file, v->len, e) ||
+                 buf_add_str(out, "\",", e)
              ? e->code
              : 0;
 }
@@ -204,7 +185,7 @@ int openai_encode_partial(struct buf *out, const struct openai_event *v, int par
     json_decref(rest);
     return e->code;
   }
-  return add_json(out, rest, 1, e) || buf_add_str(out, "\n\n", e) ? e->code : 0;
+  return json_add_value(out, rest, 1, e) || sse_end(out, e) ? e->code : 0;
 }
 
 int openai_encode_completed(struct buf *out, const struct openai_event *v, const struct openai_result *r, struct err *e)
@@ -222,12 +203,12 @@ int openai_encode_completed(struct buf *out, const struct openai_event *v, const
     json_decref(rest);
     return e->code;
   }
-  return add_json(out, rest, 1, e) || buf_add_str(out, "\n\n", e) ? e->code : 0;
+  return json_add_value(out, rest, 1, e) || sse_end(out, e) ? e->code : 0;
 }
 
 int openai_encode_error_event(struct buf *out, const struct err *what, struct err *e)
 {
-  return buf_add_str(out, "event: error\ndata: ", e) || openai_encode_error(out, what, e) || buf_add_str(out, "\n\n", e) ? e->code : 0;
+  return sse_begin(out, "error", -1, e) || openai_encode_error(out, what, e) || sse_end(out, e) ? e->code : 0;
 }
 
 static json_t *limits_json(const struct openai_model *m)
@@ -240,8 +221,8 @@ static json_t *limits_json(const struct openai_model *m)
   return json_pack("{s:i,s:i,s:i,s:i,s:i,s:f,s:f,s:i,s:o,s:o,s:i,s:o,s:o}", "default_size", l->default_size, "size_multiple",
                    l->size_multiple, "max_size", l->max_size, "default_steps", l->default_steps, "max_steps", l->max_steps,
                    "default_guidance", (double)l->default_guidance, "max_guidance", (double)l->max_guidance, "max_n", l->max_n,
-                   "default_sampler", text_json(l->default_sampler), "samplers", samplers, "max_prompt_bytes",
-                   REQUEST_PROMPT_MAX, "digest", text_json(m->digest), "version", text_json(m->version));
+                   "default_sampler", json_make_text(l->default_sampler), "samplers", samplers, "max_prompt_bytes",
+                   REQUEST_PROMPT_MAX, "digest", json_make_text(m->digest), "version", json_make_text(m->version));
 }
 
 int openai_encode_models(struct buf *out, const struct openai_model *m, struct err *e)
@@ -249,7 +230,7 @@ int openai_encode_models(struct buf *out, const struct openai_model *m, struct e
   json_t *list = json_array();
 
   if (m)
-    json_array_append_new(list, json_pack("{s:o,s:s,s:I,s:s,s:o}", "id", text_json(m->lim->model), "object", "model", "created",
+    json_array_append_new(list, json_pack("{s:o,s:s,s:I,s:s,s:o}", "id", json_make_text(m->lim->model), "object", "model", "created",
                                           (json_int_t)m->created, "owned_by", "safelight", "safelight", limits_json(m)));
-  return add_json(out, json_pack("{s:s,s:o}", "object", "list", "data", list), 0, e);
+  return json_add_value(out, json_pack("{s:s,s:o}", "object", "list", "data", list), 0, e);
 }

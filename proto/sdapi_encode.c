@@ -13,29 +13,9 @@
 #include "proto/base64.h"
 #include "proto/image.h"
 #include "proto/sdapi.h"
-#include "proto/sdapi_json.h"
+#include "proto/json_add.h"
 
 enum { INFOTEXT_MAX = 4 * REQUEST_PROMPT_MAX };
-
-int sdapi_add_json(struct buf *out, json_t *root, size_t skip, struct err *e)
-{
-  char *text = root ? json_dumps(root, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(7)) : NULL;
-  int r;
-
-  json_decref(root);
-  if (!text)
-    return err_set(e, E_NOMEM, "out of memory for the answer");
-  r = buf_add_str(out, text + skip, e);
-  free(text);
-  return r;
-}
-
-json_t *sdapi_text(const char *s)
-{
-  json_t *v = json_string(s);
-
-  return v ? v : json_string("(not valid UTF-8)");
-}
 
 /* ---- results ---- */
 
@@ -56,7 +36,7 @@ static json_t *repeat(const char *s, int n)
   json_t *list = json_array();
 
   for (int i = 0; i < n; i++)
-    json_array_append_new(list, sdapi_text(s));
+    json_array_append_new(list, json_make_text(s));
   return list;
 }
 
@@ -91,7 +71,7 @@ static json_t *infotexts_json(const struct sdapi_result *r, const char *prompt)
     buf_init(&text, INFOTEXT_MAX);
     recipe.seed = r->picture[i].seed;
     if (!image_parameters(&text, &recipe, IMAGE_FULL, &e))
-      json_array_append_new(list, sdapi_text(text.p));
+      json_array_append_new(list, json_make_text(text.p));
     buf_close(&text);
   }
   if ((int)json_array_size(list) == r->n)
@@ -117,15 +97,15 @@ static json_t *info_json(const struct sdapi_result *r, const char *prompt)
   strftime(stamp, sizeof stamp, "%Y%m%d%H%M%S", &tm);
   snprintf(hash, sizeof hash, "%.10s", p->model_digest);
   return json_pack("{s:o,s:o,s:o,s:o,s:I,s:o,s:i,s:o,s:i,s:i,s:i,s:o,s:f,s:i,s:i,s:b,s:n,s:o,s:s,s:n,s:n,s:i,s:i,s:o,s:o,s:i,s:o,s:[],s:s,s:i,s:b,s:o}",
-                   "prompt", sdapi_text(prompt), "all_prompts", repeat(prompt, r->n), "negative_prompt", sdapi_text(p->negative),
+                   "prompt", json_make_text(prompt), "all_prompts", repeat(prompt, r->n), "negative_prompt", json_make_text(p->negative),
                    "all_negative_prompts", repeat(p->negative, r->n), "seed", (json_int_t)r->picture[0].seed, "all_seeds", seeds_json(r),
                    "subseed", -1, "all_subseeds", subseeds_json(r->n), "subseed_strength", 0, "width", p->width, "height", p->height,
-                   "sampler_name", sdapi_text(p->sampler_label), "cfg_scale", (double)p->guidance, "steps", p->steps, "batch_size",
-                   r->x->batch_size, "restore_faces", 0, "face_restoration_model", "sd_model_name", sdapi_text(p->model), "sd_model_hash", hash,
+                   "sampler_name", json_make_text(p->sampler_label), "cfg_scale", (double)p->guidance, "steps", p->steps, "batch_size",
+                   r->x->batch_size, "restore_faces", 0, "face_restoration_model", "sd_model_name", json_make_text(p->model), "sd_model_hash", hash,
                    "sd_vae_name", "sd_vae_hash", "seed_resize_from_w", -1, "seed_resize_from_h", -1, "denoising_strength",
                    r->x->is_img2img ? json_real((double)r->x->denoising) : json_null(), "extra_generation_params", generation_json(p),
                    "index_of_first_image", 0, "infotexts", infotexts_json(r, prompt), "styles", "job_timestamp", stamp, "clip_skip",
-                   p->clip_skip ? p->clip_skip : 1, "is_using_inpainting_conditioning", 0, "version", sdapi_text(p->version));
+                   p->clip_skip ? p->clip_skip : 1, "is_using_inpainting_conditioning", 0, "version", json_make_text(p->version));
 }
 
 /* What was asked for, with A1111's names; what was not said has the value that was used. */
@@ -134,13 +114,13 @@ static json_t *parameters_json(const struct sdapi_result *r, const char *prompt)
   const struct request *q = r->req;
   const struct recipe *p = r->recipe;
   json_t *j = json_pack("{s:o,s:o,s:[],s:I,s:i,s:f,s:i,s:i,s:o,s:s,s:i,s:i,s:i,s:f,s:i,s:i,s:b,s:b,s:{},s:b,s:b,s:f,s:b,s:{},s:o}", "prompt",
-                        sdapi_text(prompt), "negative_prompt", sdapi_text(p->negative), "styles", "seed",
+                        json_make_text(prompt), "negative_prompt", json_make_text(p->negative), "styles", "seed",
                         q->has_seed ? (json_int_t)q->seed : (json_int_t)-1, "subseed", -1, "subseed_strength", 0.0, "seed_resize_from_h", -1,
-                        "seed_resize_from_w", -1, "sampler_name", sdapi_text(p->sampler_label), "scheduler", p->karras ? "Karras" : "Automatic",
+                        "seed_resize_from_w", -1, "sampler_name", json_make_text(p->sampler_label), "scheduler", p->karras ? "Karras" : "Automatic",
                         "batch_size", r->x->batch_size, "n_iter", r->x->n_iter, "steps", p->steps, "cfg_scale", (double)p->guidance, "width",
                         p->width, "height", p->height, "restore_faces", 0, "tiling", 0, "override_settings", "override_settings_restore_afterwards", 1,
                         "enable_hr", 0, "denoising_strength", (double)r->x->denoising, "send_images", r->x->sends_images, "alwayson_scripts",
-                        "sampler_index", sdapi_text(p->sampler_label));
+                        "sampler_index", json_make_text(p->sampler_label));
 
   if (j && r->x->is_img2img && (json_object_set_new(j, "init_images", json_null()) || json_object_set_new(j, "mask", json_null()))) {
     json_decref(j);
@@ -156,9 +136,9 @@ static int add_info(struct buf *out, const struct sdapi_result *r, const char *p
   int ret;
 
   buf_init(&info, out->max);
-  ret = sdapi_add_json(&info, info_json(r, prompt), 0, e);
+  ret = json_add_value(&info, info_json(r, prompt), 0, e);
   if (!ret)
-    ret = sdapi_add_json(out, json_string(info.p), 0, e);
+    ret = json_add_value(out, json_string(info.p), 0, e);
   buf_close(&info);
   return ret;
 }
@@ -187,7 +167,7 @@ int sdapi_encode_result(struct buf *out, const struct sdapi_result *r, struct er
   if (!ret)
     ret = buf_add_str(out, "],\"parameters\":", e);
   if (!ret)
-    ret = sdapi_add_json(out, parameters_json(r, prompt.p ? prompt.p : ""), 0, e);
+    ret = json_add_value(out, parameters_json(r, prompt.p ? prompt.p : ""), 0, e);
   if (!ret)
     ret = buf_add_str(out, ",\"info\":", e);
   if (!ret)
@@ -222,19 +202,19 @@ int sdapi_encode_progress(struct buf *out, const struct sdapi_progress *p, struc
   if (buf_add_str(out, "{\"current_image\":", e) || (p->file ? buf_add_str(out, "\"", e) || base64_encode(out, p->file, p->len, e) || buf_add_str(out, "\",", e)
                                                               : buf_add_str(out, "null,", e)))
     return e->code;
-  return sdapi_add_json(out,
+  return json_add_value(out,
                         json_pack("{s:f,s:f,s:{s:b,s:b,s:b,s:o,s:i,s:s,s:i,s:i,s:i},s:o}", "progress", p->progress, "eta_relative", p->eta_s, "state",
                                   "skipped", p->is_skipped, "interrupted", p->is_interrupted, "stopping_generation", 0, "job",
-                                  sdapi_text(p->job ? p->job : ""), "job_count", p->job ? p->n : 0, "job_timestamp", stamp, "job_no",
+                                  json_make_text(p->job ? p->job : ""), "job_count", p->job ? p->n : 0, "job_timestamp", stamp, "job_no",
                                   p->job ? p->picture : 0, "sampling_step", p->job ? p->step : 0, "sampling_steps", p->job ? p->steps : 0, "textinfo",
-                                  p->text ? sdapi_text(p->text) : json_null()),
+                                  p->text ? json_make_text(p->text) : json_null()),
                         1, e);
 }
 
 int sdapi_encode_error(struct buf *out, const struct err *what, struct err *e)
 {
-  return sdapi_add_json(out,
-                        json_pack("{s:s,s:o,s:s,s:o,s:o}", "error", openai_error_name(what->code, what->field), "detail", sdapi_text(what->msg), "body", "",
-                                  "errors", sdapi_text(what->msg), "param", *what->field ? sdapi_text(what->field) : json_null()),
+  return json_add_value(out,
+                        json_pack("{s:s,s:o,s:s,s:o,s:o}", "error", openai_error_name(what->code, what->field), "detail", json_make_text(what->msg), "body", "",
+                                  "errors", json_make_text(what->msg), "param", *what->field ? json_make_text(what->field) : json_null()),
                         0, e);
 }

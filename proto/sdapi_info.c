@@ -12,7 +12,7 @@
 #include "base/json_load.h"
 #include "proto/png_text.h"
 #include "proto/sdapi.h"
-#include "proto/sdapi_json.h"
+#include "proto/json_add.h"
 
 /* One pair of the last line. */
 struct pair {
@@ -137,8 +137,8 @@ static int parse(json_t *to, const char *text, struct err *e)
     is_negative |= starts;
     ret = add_line(&side[is_negative], starts ? text + sizeof mark - 1 : text, starts ? n - (sizeof mark - 1) : n, e);
   }
-  json_object_set_new(to, "Prompt", sdapi_text(side[0].p ? side[0].p : ""));
-  json_object_set_new(to, "Negative prompt", sdapi_text(side[1].p ? side[1].p : ""));
+  json_object_set_new(to, "Prompt", json_make_text(side[0].p ? side[0].p : ""));
+  json_object_set_new(to, "Negative prompt", json_make_text(side[1].p ? side[1].p : ""));
   ret = ret ? ret : add_pairs(to, settings, e);
   buf_close(&side[0]);
   buf_close(&side[1]);
@@ -160,12 +160,12 @@ int sdapi_encode_png_info(struct buf *out, const uint8_t *file, size_t len, stru
   if (!ret && png_text_find(&text, file, len, "parameters", &why))
     ret = err_field(e, why.code == E_NOMEM ? E_NOMEM : E_ARG, "image", "image: %s", why.code == E_TOOBIG ? "its parameters are too long" : why.msg);
   if (!ret && text.len) {
-    info = sdapi_text(text.p);
+    info = json_make_text(text.p);
     json_object_set(items, "parameters", info);
     ret = parse(parameters, text.p, e);
   }
   if (!ret)
-    ret = sdapi_add_json(out, json_pack("{s:o,s:O,s:O}", "info", info ? json_incref(info) : json_string(""), "items", items, "parameters", parameters), 0, e);
+    ret = json_add_value(out, json_pack("{s:o,s:O,s:O}", "info", info ? json_incref(info) : json_string(""), "items", items, "parameters", parameters), 0, e);
   json_decref(info);
   json_decref(items);
   json_decref(parameters);

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "proto/sdapi_fields.h"
-#include "proto/sdapi_json.h"
+#include "proto/json_add.h"
 
 static void model_title(char *out, size_t size, const struct sdapi_server *s)
 {
@@ -23,8 +23,8 @@ static json_t *options_json(const struct sdapi_server *s)
   char title[REQUEST_MODEL_MAX + 16];
 
   model_title(title, sizeof title, s);
-  return json_pack("{s:o,s:o,s:s,s:s,s:i,s:s,s:i,s:b,s:b,s:i,s:s}", "sd_model_checkpoint", sdapi_text(title),
-                   "sd_checkpoint_hash", sdapi_text(s->digest), "sd_vae", "Automatic",
+  return json_pack("{s:o,s:o,s:s,s:s,s:i,s:s,s:i,s:b,s:b,s:i,s:s}", "sd_model_checkpoint", json_make_text(title),
+                   "sd_checkpoint_hash", json_make_text(s->digest), "sd_vae", "Automatic",
                    "samples_format", "png", "CLIP_stop_at_last_layers", 1, "randn_source", "CPU", "eta_noise_seed_delta", 0,
                    "img2img_color_correction", 0, "enable_pnginfo", 1, "jpeg_quality", 80, "sd_lora", "None");
 }
@@ -35,8 +35,8 @@ static json_t *models_json(const struct sdapi_server *s)
 
   model_title(title, sizeof title, s);
   snprintf(hash, sizeof hash, "%.10s", s->digest);
-  return json_pack("[{s:o,s:o,s:o,s:o,s:o,s:n}]", "title", sdapi_text(title), "model_name", sdapi_text(s->lim->model), "hash",
-                   *hash ? sdapi_text(hash) : json_null(), "sha256", json_null(), "filename", sdapi_text(s->filename), "config");
+  return json_pack("[{s:o,s:o,s:o,s:o,s:o,s:n}]", "title", json_make_text(title), "model_name", json_make_text(s->lim->model), "hash",
+                   *hash ? json_make_text(hash) : json_null(), "sha256", json_null(), "filename", json_make_text(s->filename), "config");
 }
 
 static json_t *samplers_json(const struct sdapi_server *s)
@@ -46,8 +46,8 @@ static json_t *samplers_json(const struct sdapi_server *s)
   for (int i = 0; i < s->n_samplers; i++) {
     char k_name[REQUEST_SAMPLER_MAX + 2];
     snprintf(k_name, sizeof k_name, "k_%s", s->sampler[i].name);
-    json_array_append_new(list, json_pack("{s:o,s:[o,o],s:{}}", "name", sdapi_text(s->sampler[i].label), "aliases", sdapi_text(s->sampler[i].name),
-                                          sdapi_text(k_name), "options"));
+    json_array_append_new(list, json_pack("{s:o,s:[o,o],s:{}}", "name", json_make_text(s->sampler[i].label), "aliases", json_make_text(s->sampler[i].name),
+                                          json_make_text(k_name), "options"));
   }
   return list;
 }
@@ -70,8 +70,9 @@ static json_t *loras_json(const struct sdapi_server *s)
   json_t *list = json_array();
 
   for (int i = 0; i < s->n_loras; i++)
-    json_array_append_new(list, json_pack("{s:o,s:o,s:o,s:{}}", "name", sdapi_text(s->lora[i].name), "alias",
-                                          sdapi_text(s->lora[i].alias ? s->lora[i].alias : s->lora[i].name), "path", sdapi_text(s->lora[i].name), "metadata"));
+    json_array_append_new(list, json_pack("{s:o,s:o,s:o,s:{}}", "name", json_make_text(s->lora[i].name), "alias",
+                                          json_make_text(s->lora[i].alias ? s->lora[i].alias : s->lora[i].name), "path",
+                                          json_make_text(s->lora[i].name), "metadata"));
   return list;
 }
 
@@ -95,7 +96,7 @@ static json_t *scripts_json(const struct sdapi_server *s)
 
 static json_t *flags_json(const struct sdapi_server *s)
 {
-  return json_pack("{s:b,s:b,s:o,s:o}", "api", 1, "nowebui", 1, "safelight_version", sdapi_text(s->version), "ckpt", sdapi_text(s->lim->model));
+  return json_pack("{s:b,s:b,s:o,s:o}", "api", 1, "nowebui", 1, "safelight_version", json_make_text(s->version), "ckpt", json_make_text(s->lim->model));
 }
 
 static json_t *memory_json(const struct sdapi_server *s)
@@ -125,7 +126,7 @@ int sdapi_encode_list(struct buf *out, const char *name, const struct sdapi_serv
 {
   for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
     if (!strcmp(name, lists[i].name))
-      return sdapi_add_json(out, lists[i].make(s), 0, e);
+      return json_add_value(out, lists[i].make(s), 0, e);
   return err_set(e, E_NOTFOUND, "there is no /sdapi/v1/%.60s", name);
 }
 

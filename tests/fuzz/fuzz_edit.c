@@ -2,7 +2,7 @@
  * fuzz_edit.c - the forms of POST /v1/images/edits: whatever parts come, openai_decode_edit accepts them within its bounds or refuses them with a sentence
  * that encodes as JSON; what it keeps of the files lies in the body.
  *
- * links: proto/openai_edit.c proto/multipart.c proto/openai.c proto/openai_encode.c proto/field.c proto/first.c
+ * links: proto/openai_edit.c proto/multipart.c proto/openai.c proto/openai_encode.c proto/sse.c proto/json_add.c proto/field.c proto/first.c
  * links: proto/request.c proto/base64.c base/buf.c base/err.c base/json_load.c
  */
 #include <stdlib.h>

@@ -2,7 +2,8 @@
  * fuzz_json.c - request bodies: whatever bytes come, openai_decode accepts them within its own bounds or refuses them with a
  * sentence, and the refusal encodes as JSON.
  *
- * links: proto/openai.c proto/openai_encode.c proto/field.c proto/first.c proto/request.c proto/base64.c base/buf.c base/err.c base/json_load.c
+ * links: proto/openai.c proto/openai_encode.c proto/sse.c proto/json_add.c proto/field.c proto/first.c
+ * links: proto/request.c proto/base64.c base/buf.c base/err.c base/json_load.c
  */
 #include <stdlib.h>
 #include <string.h>

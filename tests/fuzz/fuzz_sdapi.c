@@ -3,7 +3,7 @@
  * a sentence that encodes as JSON. The first byte picks the route.
  *
  * links: proto/sdapi.c proto/sdapi_fields.c proto/sdapi_lists.c proto/sdapi_encode.c proto/sdapi_info.c proto/png_text.c
- * links: proto/openai_encode.c proto/image_text.c proto/field.c proto/first.c proto/request.c proto/base64.c
+ * links: proto/openai_encode.c proto/sse.c proto/json_add.c proto/image_text.c proto/field.c proto/first.c proto/request.c proto/base64.c
  * links: base/buf.c base/err.c base/json_load.c
  */
 #include <stdlib.h>

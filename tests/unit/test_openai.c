@@ -286,6 +286,14 @@ static void test_jobs(void **state)
   bad_job("{\"prompt\":\"a\",\"image\":\"Zm9v\",\"strength\":1.01}", "strength", "between 0 and 1");
   bad_job("{\"prompt\":\"a\",\"input_fidelity\":\"low\"}", "input_fidelity", "unknown");
   bad_job("{\"prompt\":\"a\",\"safety\":false}", "safety", "policy");
+  static char large[OPENAI_METADATA_MAX + 64];
+  for (int over = 0; over < 2; over++) { /* {"k":""} takes 8 bytes */
+    snprintf(large, sizeof large, "{\"prompt\":\"a\",\"metadata\":{\"k\":\"%0*d\"}}", OPENAI_METADATA_MAX - 8 + over, 0);
+    if (over)
+      bad_job(large, "metadata", "16384 bytes");
+    else
+      assert_int_equal(decode_job(large, &e), 0);
+  }
 }
 
 static void test_unknown_and_safety(void **state)

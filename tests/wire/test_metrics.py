@@ -1,9 +1,12 @@
 """/metrics as Prometheus' own parser reads it: the format, what each family says after known work, and that counters only grow."""
+import json
 import math
+import re
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import QUICK, until
+from conftest import QUICK, ROOT, until
 
 
 def scrape(daemon):
@@ -73,3 +76,19 @@ def test_the_live_generation_is_named(daemon):
     assert info[0].labels["requires_nothing"] == "yes"
     model = scrape(daemon)["safelight_model_info"].samples
     assert len(model) == 1 and len(model[0].labels["digest"]) == 64
+
+
+@pytest.mark.parametrize("path", ["grafana/safelight.json", "prometheus/alerts.yml"])
+def test_dashboards_and_alerts_name_what_there_is(daemon, path):
+    """A family that was renamed would leave a panel empty and an alert silent, and nobody would notice."""
+    text = (ROOT / "deploy" / path).read_text()
+    used = set(re.findall(r"\b((?:safelight|process)_[a-z_]+)\b", text)) - {"safelight_requests_total"}
+    families = scrape(daemon)
+    known = {s.name for f in families.values() for s in f.samples} | {"safelight_requests_total"}
+    assert len(used) >= 8 and used <= known, used - known
+    for labels in re.findall(r"by \(([a-z, ]+)\)", text):
+        for label in re.split(", ?", labels):
+            assert label in {"instance", "le", "surface", "status", "stage", "reason", "by"}, label
+    if path.endswith(".json"):
+        panels = json.loads(text)["panels"]
+        assert len({p["id"] for p in panels}) == len(panels) and all(p["targets"] for p in panels)
