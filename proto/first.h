@@ -44,6 +44,17 @@ struct first {
 void first_init(struct first *f);
 void first_close(struct first *f); /* takes a zeroed one and a closed one */
 
+enum {
+  FIRST_MAX_SIDE = 8192,            /* of the file's picture, in pixels */
+  FIRST_MAX_PIXELS = 1 << 24
+};
+
+/* Makes the request's init and mask of the files: decoded, upright, over white, of the request's size; a request without one (width and height 0) gets the
+ * picture's own, its longer side within default_size and max_size, both sides multiples of what the model can. Then the mask is turned over, what it covers is
+ * filled from around it, and its edge blurred, as f says. Does nothing without a first picture. E_ARG with the client's name of the file, E_NOMEM; r holds no
+ * picture then. f stays the caller's. Takes milliseconds to tens of them: any thread may do it. */
+MUST_CHECK int first_decode(struct request *r, const struct first *f, const struct request_limits *lim, struct err *e);
+
 /* Decodes a field's base64 into file which (FIRST_INIT, FIRST_MASK) of f. E_ARG when it is no base64 or given before, E_NOMEM. */
 MUST_CHECK int first_take(struct first *f, int which, const struct field_in *in, struct err *e);
 

@@ -274,6 +274,8 @@ static int decode_strength(const struct field_in *f, struct request *r, struct e
 
   if (field_number(f, 0, 1, &d, e))
     return E_ARG;
+  if (!((float)d > 0))
+    return field_wrong(f, e, "above 0: with nothing drawn anew there is nothing to do");
   r->strength = (float)d;
   m->has_strength = 1;
   return 0;

@@ -307,6 +307,8 @@ static int finish(struct request *r, struct sdapi_more *m, const struct request_
     r->width = r->width ? r->width : lim->default_size;
     r->height = r->height ? r->height : lim->default_size;
   }
+  if (m->x->is_img2img && !(m->x->denoising > 0))
+    return err_field(e, E_ARG, "denoising_strength", "denoising_strength must be above 0: with nothing drawn anew there is nothing to do");
   r->strength = m->x->is_img2img ? m->x->denoising : 1;
   if (check_eta(m, r, e) || check_mask(m, e))
     return E_ARG;

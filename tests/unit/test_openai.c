@@ -284,6 +284,7 @@ static void test_jobs(void **state)
   bad_job("{\"prompt\":\"a\",\"mask\":\"Zm9v\"}", "mask", "needs an image");
   bad_job("{\"prompt\":\"a\",\"strength\":0.5}", "strength", "needs an image");
   bad_job("{\"prompt\":\"a\",\"image\":\"Zm9v\",\"strength\":1.01}", "strength", "between 0 and 1");
+  bad_job("{\"prompt\":\"a\",\"image\":\"Zm9v\",\"strength\":0}", "strength", "above 0");
   bad_job("{\"prompt\":\"a\",\"input_fidelity\":\"low\"}", "input_fidelity", "unknown");
   bad_job("{\"prompt\":\"a\",\"safety\":false}", "safety", "policy");
   static char large[OPENAI_METADATA_MAX + 64];

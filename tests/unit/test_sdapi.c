@@ -222,6 +222,7 @@ static void test_img2img(void **state)
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"mask\":\"Zm9v\",\"inpainting_fill\":2}", "inpainting_fill", "send 0");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"resize_mode\":2}", "resize_mode", "resize and fill");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"denoising_strength\":1.5}", "denoising_strength", "between 0 and 1");
+  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"denoising_strength\":0}", "denoising_strength", "above 0");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"latent_mask\":\"Zm9v\"}", "latent_mask", "not supported");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"initial_noise_multiplier\":1.2}", "initial_noise_multiplier", "send 1");
 }
