@@ -14,6 +14,14 @@
 
 enum { SIDE_PROMPT, SIDE_NEGATIVE, SIDES };
 
+/* The picture that another one starts from, in host memory, one allocation. Latents are in our order (h, w, c). */
+struct first {
+  float *clean;                         /* its latent, scaled as the UNet sees it; from draw_start on */
+  float *noise;                         /* of N(0, 1): what it was noised with */
+  uint8_t *rgb;                         /* (height, width, 3) */
+  uint8_t *mask;                        /* (height, width), 255: draw anew; NULL: everywhere */
+};
+
 struct draw {
   struct model *m;
   struct generation *g;                 /* pinned by draw_start; a reference */
@@ -29,8 +37,24 @@ struct draw {
   struct tensor x, x0_old, noise;       /* (1, h, w, c) F32 */
   struct tensor snapshot;               /* (1, h, w, c) act: what the VAE takes, of draw_snapshot */
   int has_snapshot;
+  struct first *first;                  /* NULL: from noise alone */
   float *host;                          /* two latents of scratch: torch's order and ours; never of draw_preview */
 };
+
+/* first.c */
+
+/* Copies the caller's picture and mask and says in *skip how many of p->steps are left out. E_ARG: "image", "mask", "strength". */
+MUST_CHECK int first_prepare(struct draw *d, const struct draw_params *p, int *skip, struct err *e);
+/* Encodes the picture on a lane of draw_start and fills d->x with its noised latent. */
+MUST_CHECK int first_start(struct draw *d, struct run *run);
+/* After a step: where the mask keeps, the latent is the first picture's, noised as the next step expects. */
+MUST_CHECK int first_hold(struct draw *d, struct be *be, struct err *e);
+/* Pixels that the mask keeps, over rgb. */
+void first_paste(const struct draw *d, uint8_t *rgb);
+
+/* pipeline.c: normals as torch draws them for (C, h, w), into our order (h, w, C), h*w*C floats; uses d->host, so that `ours` is not its first
+ * half. */
+void draw_normals(struct draw *d, float *ours);
 
 /* Normals in torch's order (C, h, w), times scale, into a latent (h, w, C). */
 MUST_CHECK int draw_upload_noise(struct draw *d, struct be *be, struct tensor to, float scale, struct err *e);

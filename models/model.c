@@ -142,7 +142,7 @@ MUST_CHECK static int build_part(struct model *m, enum part part, const union pa
   else if (part == PART_UNET)
     r = unet_new(&m->unet, &c->unet, &b);
   else
-    r = vae_new(&m->vae, &c->vae, 0, &b);
+    r = vae_new(&m->vae, &c->vae, m->info.has_encoder, &b);
   *params[part] = m->base->params - before;
   return r;
 }
@@ -190,6 +190,8 @@ MUST_CHECK static int open_part(struct model *m, enum part part, const char *dir
     r = source_open_files(&s, folder, e);
   if (!r)
     r = sources_add(&m->sources, part_name[part], s, e);
+  if (!r && part == PART_VAE)
+    m->info.has_encoder = source_has(s, "encoder.conv_in.weight");
   return r ? r : build_part(m, part, c, s, e);
 }
 

@@ -42,7 +42,7 @@ MUST_CHECK static int check_params(const struct model *m, const struct draw_para
 int draw_prepare(struct draw **out, struct model *m, const struct draw_params *p, struct err *e)
 {
   struct draw *d = NULL;
-  int r;
+  int r, skip = 0;
 
   *out = NULL;
   r = check_params(m, p, e);
@@ -56,6 +56,7 @@ int draw_prepare(struct draw **out, struct model *m, const struct draw_params *p
   d->m = m;
   d->p = *p;
   d->p.prompt = d->p.negative = NULL;
+  d->p.init_rgb = d->p.mask = NULL;
   d->rows = p->guidance > 1 ? 2 : 1;
   d->h = p->height / m->info.vae_factor;
   d->w = p->width / m->info.vae_factor;
@@ -68,8 +69,10 @@ int draw_prepare(struct draw **out, struct model *m, const struct draw_params *p
   r = condition_tokenize(&d->tokens[SIDE_PROMPT], m, p->prompt, p->prompt_len, "prompt", e);
   if (!r && d->rows > 1)
     r = condition_tokenize(&d->tokens[SIDE_NEGATIVE], m, p->negative ? p->negative : "", p->negative_len, "negative_prompt", e);
+  if (!r && (p->init_rgb || p->mask))
+    r = first_prepare(d, p, &skip, e);
   if (!r)
-    r = sampler_plan(&d->plan, &m->schedule, p->sampler, p->karras, p->steps, e);
+    r = sampler_plan_from(&d->plan, &m->schedule, p->sampler, p->karras, p->steps, skip, e);
   if (r)
     goto out;
   rng_seed(&d->rng, p->seed);
@@ -137,15 +140,24 @@ size_t draw_bytes(const struct draw *d)
   return lay_out(&sized, NULL);
 }
 
-int draw_upload_noise(struct draw *d, struct be *be, struct tensor to, float scale, struct err *e)
+void draw_normals(struct draw *d, float *ours)
 {
   int64_t n = d->h * d->w, C = d->c;
-  float *torch = d->host, *ours = d->host + n * C;
 
-  rng_randn(&d->rng, torch, (size_t)(n * C));
+  rng_randn(&d->rng, d->host, (size_t)(n * C));
   for (int64_t c = 0; c < C; c++)
     for (int64_t i = 0; i < n; i++)
-      ours[i * C + c] = scale * torch[c * n + i];
+      ours[i * C + c] = d->host[c * n + i];
+}
+
+int draw_upload_noise(struct draw *d, struct be *be, struct tensor to, float scale, struct err *e)
+{
+  int64_t n = d->h * d->w * d->c;
+  float *ours = d->host + n;
+
+  draw_normals(d, ours);
+  for (int64_t i = 0; i < n; i++)
+    ours[i] *= scale;
   return be->ops->upload(be, to, ours, DT_F32, e);
 }
 
@@ -165,9 +177,9 @@ int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err 
   run_init(&run, be, &l->arena, g, e);
   for (int i = 0; !r && i < d->rows; i++)
     r = condition_fill(&run, d->m, &d->tokens[i], d->p.clip_skip, &d->context[i]);
-  run_reset(&run, 0);
   if (!r)
-    r = draw_upload_noise(d, be, d->x, d->plan.init_scale, e);
+    r = d->first ? first_start(d, &run) : draw_upload_noise(d, be, d->x, d->plan.init_scale, e);
+  run_reset(&run, 0);
   return r ? r : be->ops->sync(be, e); /* another lane goes on */
 }
 
@@ -192,6 +204,7 @@ void draw_close(struct draw *d)
   for (int i = 0; i < SIDES; i++)
     prompt_tokens_close(&d->tokens[i]);
   sampler_plan_close(&d->plan);
+  free(d->first);
   free(d->host);
   free(d);
 }

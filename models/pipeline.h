@@ -31,6 +31,7 @@ struct model_info {
   int vae_factor;             /* pixels per latent */
   int latent_channels;
   int is_v_prediction;
+  int has_encoder;            /* of the VAE: pictures can start from another one */
   int64_t unet_params, text_params, vae_params;
 };
 
@@ -45,6 +46,11 @@ struct draw_params {
   enum sampler_kind sampler;
   int karras;
   int clip_skip;                      /* 0 or 1: last layer; 2: the one before */
+  /* Image to image, as diffusers' Img2Img and (with a mask) Inpaint pipelines do it. NULL: from noise alone. */
+  const uint8_t *init_rgb;            /* width*height*3: the picture to start from */
+  const uint8_t *mask;                /* width*height: 255 draw anew, 0 keep; NULL: all anew. Pixels at 0 come back as they were, those between
+                                         are blended; the latent under a pixel is drawn anew from 128 on */
+  float strength;                     /* with init_rgb: above 0 to 1, the share of the steps that is done */
 };
 
 /* Loads the checkpoint in dir (diffusers layout) for be. be outlives the model. E_FILE names file and tensor. */

@@ -58,6 +58,18 @@ MUST_CHECK static int walk_decode(struct run *r, const struct model *m, int64_t 
   return code;
 }
 
+MUST_CHECK static int walk_encode(struct run *r, const struct model *m, int64_t h, int64_t w)
+{
+  size_t mark = run_mark(r);
+  int f = m->info.vae_factor, code;
+  struct tensor rgb = run_alloc(r, 1, h * f, w * f, 3);
+  struct tensor moments = run_alloc_type(r, DT_F32, 1, h, w, 2 * m->info.latent_channels);
+
+  code = vae_encode(r, m->vae, rgb, moments);
+  run_reset(r, mark);
+  return code;
+}
+
 MUST_CHECK static int check_size(const struct model *m, int width, int height, struct err *e)
 {
   int k = m->info.size_multiple;
@@ -95,6 +107,8 @@ int plan_arena(struct model *m, int width, int height, int rows, int work, size_
     r = walk_text(&run, m);
   if (!r && work & LANE_ENDS)
     r = walk_decode(&run, m, h, w);
+  if (!r && work & LANE_ENDS && m->info.has_encoder)
+    r = walk_encode(&run, m, h, w);
   be_close(&dry);
   *bytes = arena.peak;
   return r;

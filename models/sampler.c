@@ -173,6 +173,8 @@ static void plan_ddim(struct sampler_plan *p, const struct schedule *c, const st
     predict_vp(&st->coef, sqrt(a), sqrt(1 - a), cfg->is_v_prediction);
     st->coef.c_x = (float)keep;
     st->coef.c_x0 = (float)(sqrt(next) - sqrt(a) * keep);
+    st->hold_x = (float)sqrt(a);
+    st->hold_noise = (float)sqrt(1 - a);
   }
 }
 
@@ -191,14 +193,16 @@ static void plan_euler(struct sampler_plan *p, const struct schedule *c, int is_
     st->coef.c_x = (float)(down / from);
     st->coef.c_x0 = (float)(1 - down / from);
     st->coef.c_noise = (float)up;
+    st->hold_x = 1;
+    st->hold_noise = (float)from;
   }
 }
 
-static void plan_dpmpp_2m(struct sampler_plan *p, const struct schedule *c, int is_v)
+static void plan_dpmpp_2m(struct sampler_plan *p, const struct schedule *c, int is_v, int skip)
 {
   double last_h = 0; /* length of the step before, in log signal to noise; 0: none */
 
-  for (int i = 0; i < p->n; i++) {
+  for (int i = skip; i < p->n; i++) {
     struct sampler_step *st = &p->step[i];
     double from = c->s[i], to = c->s[i + 1];
     double alpha_from = 1 / sqrt(from * from + 1), alpha_to = 1 / sqrt(to * to + 1);
@@ -213,6 +217,8 @@ static void plan_dpmpp_2m(struct sampler_plan *p, const struct schedule *c, int 
     st->coef.c_x = (float)((to * alpha_to) / (from * alpha_from));
     st->coef.c_x0 = (float)(gain + bend);
     st->coef.c_old = (float)-bend;
+    st->hold_x = (float)alpha_from;
+    st->hold_noise = (float)(from * alpha_from);
     last_h = h;
   }
 }
@@ -246,12 +252,20 @@ static int check(const struct schedule_config *cfg, enum sampler_kind kind, int 
 int sampler_plan(struct sampler_plan *p, const struct schedule_config *cfg, enum sampler_kind kind, int karras, int steps,
                  struct err *e)
 {
+  return sampler_plan_from(p, cfg, kind, karras, steps, 0, e);
+}
+
+int sampler_plan_from(struct sampler_plan *p, const struct schedule_config *cfg, enum sampler_kind kind, int karras, int steps,
+                      int skip, struct err *e)
+{
   struct schedule c = {.train = cfg->train_steps};
   int rc, spacing = cfg->spacing;
 
   memset(p, 0, sizeof *p);
   if ((rc = check(cfg, kind, karras, steps, e)))
     return rc;
+  if (skip < 0 || skip >= steps)
+    return err_field(e, E_ARG, "steps", "%d of %d steps cannot be left out", skip, steps);
   c.alpha = malloc((size_t)c.train * sizeof *c.alpha);
   c.sigma = malloc((size_t)c.train * sizeof *c.sigma);
   c.t = malloc((size_t)steps * sizeof *c.t);
@@ -280,11 +294,13 @@ int sampler_plan(struct sampler_plan *p, const struct schedule_config *cfg, enum
   if (kind == SAMPLER_DDIM) {
     plan_ddim(p, &c, cfg);
   } else if (kind == SAMPLER_DPMPP_2M) {
-    plan_dpmpp_2m(p, &c, cfg->is_v_prediction);
+    plan_dpmpp_2m(p, &c, cfg->is_v_prediction, skip);
   } else {
     plan_euler(p, &c, cfg->is_v_prediction, kind == SAMPLER_EULER_A);
     p->init_scale = (float)(spacing == SPACING_LEADING ? sqrt(c.s[0] * c.s[0] + 1) : c.s[0]);
   }
+  p->n -= skip;
+  memmove(p->step, p->step + skip, (size_t)p->n * sizeof *p->step);
 out:
   free(c.alpha);
   free(c.sigma);

@@ -36,6 +36,7 @@ struct sampler_step {
   float timestep;               /* what the UNet is told; fractional for the Euler samplers with linspace or Karras */
   float scale_in;               /* latent * scale_in enters the UNet */
   struct step_coef coef;        /* x0_x, x0_e, c_x, c_x0, c_old, c_noise; guidance and rows are the caller's */
+  float hold_x, hold_noise;     /* hold_x * a clean latent + hold_noise * noise is noised as far as this step expects (add_noise) */
 };
 
 struct sampler_plan {
@@ -44,12 +45,15 @@ struct sampler_plan {
   struct sampler_step *step;    /* n entries, malloc'ed */
 };
 
-/* steps 1..SAMPLER_MAX_STEPS (and at most train_steps). E_ARG when the sampler has no Karras form (field "sampler") or steps is out
+/* skip: leading steps of `steps` that are left out, 0..steps-1, for a picture that starts from another one; p->n is steps - skip.
+ * steps 1..SAMPLER_MAX_STEPS (and at most train_steps). E_ARG when the sampler has no Karras form (field "sampler") or steps is out
  * of bounds ("steps"), E_FILE when the config itself is impossible. Every number of a plan is finite. On success
  * sampler_plan_close after; on failure *p is zeroed. The latents are diffusers': DDIM and DPM++ variance preserving (init_scale 1,
  * scale_in 1), Euler and Euler a variance exploding. */
 MUST_CHECK int sampler_plan(struct sampler_plan *p, const struct schedule_config *cfg, enum sampler_kind kind, int karras,
                             int steps, struct err *e);
+MUST_CHECK int sampler_plan_from(struct sampler_plan *p, const struct schedule_config *cfg, enum sampler_kind kind, int karras,
+                                 int steps, int skip, struct err *e);
 void sampler_plan_close(struct sampler_plan *p); /* takes NULL and zeroed */
 
 /* Names: "ddim", "euler", "euler_a", "dpmpp_2m"; aliases of other servers ("Euler a", "k_euler_a", "DPM++ 2M", "DPM++ 2M Karras",

@@ -89,6 +89,8 @@ MUST_CHECK static int update(struct draw *d, struct be *be, struct tensor out, s
   r = be->ops->sampler_step(be, d->x, d->x0_old, out, coef.c_noise != 0 ? d->noise : tensor_none(), &coef, e);
   if (!r)
     d->step++;
+  if (!r && d->first && d->first->mask)
+    r = first_hold(d, be, e);
   if (!r && d->step == d->plan.n)
     r = be->ops->sync(be, e); /* another lane decodes it */
   return r;

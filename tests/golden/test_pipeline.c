@@ -12,13 +12,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "models/pipeline.h"
-#include "models/safetensors.h"
-#include "write_ckpt.h"
+#include "tests/golden/tiny.h"
 
 /* What a picture must reach, dB, and how far its last latent may be off as a share of the golden's largest value. The latents: 4 times
  * what was measured. The tiny checkpoints have random weights and guidance 7.5, which amplify the rounding to bf16; measured over
@@ -32,57 +30,16 @@ struct bound {
 static const struct bound tiny_ref = {71, 4 * 7.6e-6}, tiny_cpu = {29, 4 * 0.077};
 static const struct bound bundled_ref = {45, 4 * 1.7e-6}, bundled_cpu = {35, 4 * 0.0196};
 
+static const struct be_config any = {0};
+
+static const char *const samplers[] = {"ddim", "euler", "euler_karras", "euler_a", "dpmpp_2m", "dpmpp_2m_karras"};
+enum { SAMPLERS = sizeof samplers / sizeof *samplers };
+
 struct want { /* one golden picture */
   struct draw_params p;
   const float *latent;          /* (4, h, w): the last one */
   const uint8_t *image;         /* (H, W, 3) */
 };
-
-static const struct {
-  const char *name;
-  enum sampler_kind kind;
-  int karras;
-} samplers[] = {{"ddim", SAMPLER_DDIM, 0},         {"euler", SAMPLER_EULER, 0},       {"euler_karras", SAMPLER_EULER, 1},
-                {"euler_a", SAMPLER_EULER_A, 0},   {"dpmpp_2m", SAMPLER_DPMPP_2M, 0}, {"dpmpp_2m_karras", SAMPLER_DPMPP_2M, 1}};
-enum { SAMPLERS = sizeof samplers / sizeof *samplers };
-
-static void must(int r, const struct err *e)
-{
-  if (r)
-    fail_msg("%s: %s", err_name(r), e->msg);
-}
-
-static const struct st_tensor *tensor(const struct safetensors *st, const char *group, const char *name)
-{
-  char full[128];
-  const struct st_tensor *t;
-
-  snprintf(full, sizeof full, "%s.%s", group, name);
-  t = st_find(st, full);
-  if (!t)
-    fail_msg("%s is not in %s", full, st_path(st));
-  return t;
-}
-
-static void set_sampler(struct draw_params *p, const char *name)
-{
-  for (int i = 0; i < SAMPLERS; i++)
-    if (!strcmp(samplers[i].name, name)) {
-      p->sampler = samplers[i].kind;
-      p->karras = samplers[i].karras;
-      return;
-    }
-  fail_msg("no sampler %s", name);
-}
-
-static double psnr(const uint8_t *a, const uint8_t *b, size_t n)
-{
-  double sum = 0;
-
-  for (size_t i = 0; i < n; i++)
-    sum += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-  return sum > 0 ? 10 * log10(255.0 * 255.0 * (double)n / sum) : 999;
-}
 
 struct got {
   double psnr;    /* of the picture, dB */
@@ -121,7 +78,7 @@ static struct got compare(struct model *m, const struct want *w)
     most = fmax(most, fabs((double)w->latent[i]));
     worst = diff <= worst ? worst : diff; /* a NaN stays */
   }
-  g = (struct got){psnr(rgb, w->image, bytes), worst / most};
+  g = (struct got){golden_psnr(rgb, w->image, bytes), worst / most};
   free(latent);
   free(rgb);
   return g;
@@ -129,23 +86,9 @@ static struct got compare(struct model *m, const struct want *w)
 
 /* ---- tiny checkpoints ---- */
 
-/* The golden tokenizer folders hold only what differs; the vocabulary is the bundled model's. */
-static void link_vocabulary(const char *dir)
-{
-  static const char *const files[] = {"vocab.json", "merges.txt"};
-  char from[600], to[600], cwd[256];
-
-  assert_non_null(getcwd(cwd, sizeof cwd));
-  for (int i = 0; i < 2; i++) {
-    snprintf(from, sizeof from, "%s/weights/emoji/tokenizer/%s", cwd, files[i]);
-    snprintf(to, sizeof to, "%s/tokenizer/%s", dir, files[i]);
-    assert_int_equal(symlink(from, to), 0);
-  }
-}
-
 static struct want tiny_case(const struct safetensors *st, const char *name, struct draw_params p)
 {
-  const struct st_tensor *x = tensor(st, name, "x"), *image = tensor(st, name, "image");
+  const struct st_tensor *x = golden_tensor(st, name, "x"), *image = golden_tensor(st, name, "image");
   struct want w = {p, NULL, image->data};
   int64_t each = x->shape[1] * x->shape[2] * x->shape[3];
 
@@ -176,46 +119,18 @@ static void check(struct model *m, const struct want *w, const char *name, const
              least->most_latent);
 }
 
-struct tiny {
-  struct safetensors *st;       /* the goldens */
-  char dir[256];                /* the checkpoint, written for the test */
-  struct be be;
-  struct model *m;
-};
-
-static void tiny_open(struct tiny *t, const struct be_ops *ops, const char *ckpt)
-{
-  struct be_config cfg = {0};
-  struct err e = {0};
-
-  must(st_open(&t->st, "tests/golden/pipeline.safetensors", &e), &e);
-  must(ckpt_write(t->dir, "tests/golden", ckpt, NULL, &e), &e);
-  link_vocabulary(t->dir);
-  must(be_open(&t->be, ops, &cfg, &e), &e);
-  must(model_open(&t->m, &t->be, t->dir, &e), &e);
-  must(model_reserve(t->m, 128, 128, &e), &e);
-}
-
-static void tiny_close(struct tiny *t)
-{
-  model_close(t->m);
-  be_close(&t->be);
-  ckpt_remove(t->dir);
-  st_close(t->st);
-}
-
 static void check_tiny(const struct be_ops *ops, const char *ckpt, const struct bound *least)
 {
   struct tiny t;
   struct want w;
   char name[64];
 
-  tiny_open(&t, ops, ckpt);
+  tiny_open(&t, ops, &any, ckpt, "pipeline.safetensors");
   for (int i = 0; i < SAMPLERS; i++) {
     struct draw_params p = tiny_params();
 
-    snprintf(name, sizeof name, "%s.%s", ckpt, samplers[i].name);
-    set_sampler(&p, samplers[i].name);
+    snprintf(name, sizeof name, "%s.%s", ckpt, samplers[i]);
+    golden_sampler(&p, samplers[i]);
     w = tiny_case(t.st, name, p);
     check(t.m, &w, name, least);
   }
@@ -301,9 +216,9 @@ static struct want bundled_case(const struct bundled *b, const char *name)
                          .seed = (uint64_t)json_integer_value(json_object_get(c, "seed"))}};
 
   assert_non_null(w.p.prompt);
-  set_sampler(&w.p, json_string_value(json_object_get(c, "sampler")));
-  w.latent = tensor(b->st, name, "x")->data;
-  w.image = tensor(b->st, name, "image")->data;
+  golden_sampler(&w.p, json_string_value(json_object_get(c, "sampler")));
+  w.latent = golden_tensor(b->st, name, "x")->data;
+  w.image = golden_tensor(b->st, name, "image")->data;
   return w;
 }
 
@@ -345,7 +260,7 @@ static void test_bugs_are_seen(void **state)
   struct tiny t;
 
   (void)state;
-  tiny_open(&t, &be_ref, "sd15");
+  tiny_open(&t, &be_ref, &any, "sd15", "pipeline.safetensors");
   for (int i = 0; i < (int)(sizeof what / sizeof *what); i++) {
     struct want w = tiny_case(t.st, "sd15.ddim", tiny_params());
     struct got g;

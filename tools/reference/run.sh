@@ -15,7 +15,7 @@ if [ ! -d "$venv/adapters" ]; then
     "$venv/bin/pip" install -q --no-deps --target "$venv/diffusers-0.34" diffusers==0.34.0
 fi
 rm -f ../../tests/golden/manifest.json
-for script in checkpoints gen_rng gen_tokenizer gen_networks gen_lora gen_samplers gen_weighting gen_pipelines bundled; do
+for script in checkpoints gen_rng gen_tokenizer gen_networks gen_lora gen_samplers gen_weighting gen_pipelines gen_first bundled; do
     echo "== $script"
     "$venv/bin/python" "$script.py"
 done

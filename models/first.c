@@ -1,0 +1,177 @@
+/*
+ * first.c - a picture that starts from another one, all of it or where a mask says; see pipeline.h and draw.h.
+ *
+ * Follows diffusers' StableDiffusionImg2ImgPipeline and, with a mask, StableDiffusionInpaintPipeline with a UNet of four channels, random
+ * numbers included: the generator draws the sample of the encoder's distribution, then the noise, and with a mask once more for the masked
+ * picture, which such a UNet does not look at. Meng et al., "SDEdit", 2022; Lugmayr et al., "RePaint", 2022, 4.1 (without resampling).
+ *
+ * Invariants: clean and noise never change after draw_start, rgb and mask never after draw_prepare. Called by pipeline.c, step.c, picture.c.
+ * Threads: as the callers.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "models/draw.h"
+
+enum { ANEW = 128 /* of 255: from here on a pixel's latent is drawn anew */ };
+
+/* ---- preparation: no device ---- */
+
+/* diffusers' get_timesteps: int(steps * strength) steps are done. A float that came from a short decimal is that decimal again: 0.7f * 10 would
+ * fall short of 7. */
+MUST_CHECK static int count_steps(const struct draw_params *p, int *skip, struct err *e)
+{
+  double strength = rint((double)p->strength * 1e7) / 1e7;
+  int todo;
+
+  if (!(p->strength > 0 && p->strength <= 1))
+    return err_field(e, E_ARG, "strength", "strength must be above 0 and at most 1: how much of the picture may change");
+  todo = (int)(p->steps * strength);
+  if (todo < 1)
+    return err_field(e, E_ARG, "strength", "strength %.4g of %d steps leaves no step to do; raise one of them until their product is 1",
+                     strength, p->steps);
+  *skip = p->steps - todo;
+  return 0;
+}
+
+int first_prepare(struct draw *d, const struct draw_params *p, int *skip, struct err *e)
+{
+  size_t latent = (size_t)(d->h * d->w * d->c), pixels = (size_t)p->width * (size_t)p->height;
+  struct first *f;
+  int r;
+
+  if (!p->init_rgb)
+    return err_field(e, E_ARG, "mask", "a mask needs a picture that it belongs to");
+  if (!d->m->info.has_encoder)
+    return err_field(e, E_ARG, "image", "this server's model cannot start from a picture: its checkpoint has no VAE encoder");
+  r = count_steps(p, skip, e);
+  if (r)
+    return r;
+  f = malloc(sizeof *f + 2 * latent * sizeof(float) + pixels * (p->mask ? 4 : 3));
+  if (!f)
+    return err_set(e, E_NOMEM, "out of memory for the first picture");
+  d->first = f;
+  f->clean = (float *)(void *)(f + 1);
+  f->noise = f->clean + latent;
+  f->rgb = (uint8_t *)(f->noise + latent);
+  f->mask = p->mask ? f->rgb + 3 * pixels : NULL;
+  memcpy(f->rgb, p->init_rgb, 3 * pixels);
+  if (f->mask)
+    memcpy(f->mask, p->mask, pixels);
+  return 0;
+}
+
+/* ---- start ---- */
+
+/* The encoder's distribution of the first picture -> moments (h, w, 2c) in host memory: means, then log variances, pixel by pixel. */
+MUST_CHECK static int encode(struct draw *d, struct run *run, float *rgb, float *moments)
+{
+  struct be *be = run->be;
+  size_t mark = run_mark(run), n = (size_t)d->p.width * (size_t)d->p.height * 3;
+  struct tensor x = run_alloc(run, 1, d->p.height, d->p.width, 3);
+  struct tensor y = run_alloc_type(run, DT_F32, 1, d->h, d->w, 2 * d->c);
+  int64_t bad = 0;
+  int r = run->code;
+
+  for (size_t i = 0; i < n; i++)
+    rgb[i] = 2 * ((float)d->first->rgb[i] / 255) - 1;
+  if (!r)
+    r = be->ops->upload(be, x, rgb, DT_F32, run->e);
+  if (!r)
+    r = vae_encode(run, d->m->vae, x, y);
+  if (!r)
+    r = be->ops->count_nonfinite(be, y, &bad, run->e);
+  if (!r && bad)
+    r = err_set(run->e, E_INTERNAL, "%lld values of the first picture's latent are not finite", (long long)bad);
+  if (!r)
+    r = be->ops->download(be, moments, DT_F32, y, run->e);
+  run_reset(run, mark);
+  return r;
+}
+
+/* f->clean = scaling_factor * (mean + std * normal), the normals in f->clean. */
+static void sample(const struct draw *d, const float *moments)
+{
+  double factor = vae_config(d->m->vae)->scaling_factor;
+  float *clean = d->first->clean;
+
+  for (int64_t i = 0; i < d->h * d->w; i++)
+    for (int64_t c = 0; c < d->c; c++) {
+      double mean = moments[i * 2 * d->c + c], log_var = moments[i * 2 * d->c + d->c + c];
+
+      log_var = log_var < -30 ? -30 : log_var > 20 ? 20 : log_var;
+      clean[i * d->c + c] = (float)(factor * (mean + exp(0.5 * log_var) * (double)clean[i * d->c + c]));
+    }
+}
+
+/* The clean latent noised as far as the sampler's step expects; after the last step it is clean. */
+static float held(const struct draw *d, int step, int64_t i)
+{
+  const struct first *f = d->first;
+
+  if (step >= d->plan.n)
+    return f->clean[i];
+  return d->plan.step[step].hold_x * f->clean[i] + d->plan.step[step].hold_noise * f->noise[i];
+}
+
+int first_start(struct draw *d, struct run *run)
+{
+  struct first *f = d->first;
+  size_t latent = (size_t)(d->h * d->w * d->c), rgb = (size_t)d->p.width * (size_t)d->p.height * 3;
+  float *work = malloc((rgb + 2 * latent) * sizeof *work);
+  int is_noise_alone = f->mask && d->p.strength >= 1;
+  int r;
+
+  if (!work)
+    return err_set(run->e, E_NOMEM, "out of memory for the first picture");
+  r = encode(d, run, work, work + rgb);
+  if (r)
+    goto out;
+  draw_normals(d, f->clean);
+  sample(d, work + rgb);
+  draw_normals(d, f->noise);
+  for (size_t i = 0; i < latent; i++)
+    work[i] = is_noise_alone ? d->plan.init_scale * f->noise[i] : held(d, 0, (int64_t)i);
+  r = run->be->ops->upload(run->be, d->x, work, DT_F32, run->e);
+  if (!r)
+    r = run->be->ops->sync(run->be, run->e); /* before work is freed */
+  if (f->mask)
+    rng_randn(&d->rng, d->host, latent); /* the sample of the masked picture */
+out:
+  free(work);
+  return r;
+}
+
+/* ---- while it is drawn ---- */
+
+/* diffusers shrinks the mask to latents by taking the first pixel of each square. */
+static int keeps(const struct draw *d, int64_t y, int64_t x)
+{
+  int64_t k = d->m->info.vae_factor;
+
+  return d->first->mask[y * k * d->p.width + x * k] < ANEW;
+}
+
+int first_hold(struct draw *d, struct be *be, struct err *e)
+{
+  int r = be->ops->download(be, d->host, DT_F32, d->x, e);
+
+  if (r)
+    return r;
+  for (int64_t y = 0; y < d->h; y++)
+    for (int64_t x = 0, i = y * d->w * d->c; x < d->w; x++, i += d->c)
+      for (int64_t c = 0; keeps(d, y, x) && c < d->c; c++)
+        d->host[i + c] = held(d, d->step, i + c);
+  return be->ops->upload(be, d->x, d->host, DT_F32, e);
+}
+
+void first_paste(const struct draw *d, uint8_t *rgb)
+{
+  const struct first *f = d->first;
+  size_t pixels = (size_t)d->p.width * (size_t)d->p.height;
+
+  for (size_t i = 0; i < pixels; i++)
+    for (size_t c = 3 * i; f->mask[i] < 255 && c < 3 * i + 3; c++)
+      rgb[c] = (uint8_t)((rgb[c] * f->mask[i] + f->rgb[c] * (255 - f->mask[i]) + 127) / 255);
+}
