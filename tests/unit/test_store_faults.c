@@ -39,7 +39,6 @@ enum { DIED = 77, FILES = 64 };
 /* A file that was written or made since the start: what of it is durable. */
 struct tracked {
   char path[256];
-  dev_t dev;
   ino_t ino;
   off_t durable;      /* bytes */
   int has_entry;      /* its folder was made durable after it */
@@ -60,7 +59,7 @@ int ftruncate64(int fd, off_t n);
 int unlink(const char *path);
 int unlinkat(int dir, const char *path, int flags);
 
-/* NULL: it is no file of the store's. */
+/* NULL: it is no file of the store's. By its path too: a new file gets the number of one that was removed. */
 static struct tracked *track(int fd)
 {
   char link[64], path[256];
@@ -68,20 +67,18 @@ static struct tracked *track(int fd)
   ssize_t n;
   struct tracked *t;
 
-  if (fstat(fd, &st) || !S_ISREG(st.st_mode))
-    return NULL;
-  for (int i = 0; i < n_tracked; i++)
-    if (tracked[i].dev == st.st_dev && tracked[i].ino == st.st_ino)
-      return &tracked[i];
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
   n = readlink(link, path, sizeof path - 1);
   path[n > 0 ? n : 0] = 0;
-  if (!strstr(path, "test_store."))
+  if (fstat(fd, &st) || !S_ISREG(st.st_mode) || !strstr(path, "test_store."))
     return NULL;
+  for (int i = 0; i < n_tracked; i++)
+    if (tracked[i].ino == st.st_ino && !strcmp(tracked[i].path, path))
+      return &tracked[i];
   if (n_tracked == FILES)
     syscall(SYS_exit_group, 1);
   t = &tracked[n_tracked++];
-  *t = (struct tracked){.dev = st.st_dev, .ino = st.st_ino};
+  *t = (struct tracked){.ino = st.st_ino};
   memcpy(t->path, path, sizeof path);
   return t;
 }
