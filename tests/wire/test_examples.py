@@ -70,3 +70,40 @@ def test_every_field_is_known(daemon):
         wrong = [] if field not in ("metadata", "loras") else 1
         error = daemon.post({"prompt": "a red apple", field: wrong}).error
         assert error["param"] in (field, "width", "height") and "unknown" not in error["message"], field
+
+
+def schema_fields(name):
+    return set(re.findall(r"^        ([\w]+): ", section(section(OPENAPI, name, 4), "properties", 6), re.M))
+
+
+def table_fields(path, *tables):
+    """The names in a decoder's tables of fields."""
+    source = (ROOT / path).read_text()
+    found = set()
+    for table in tables:
+        rows = re.search(rf"\b{table}\[\] = \{{(.*?)\n\}};", source, re.S)
+        assert rows, table
+        found |= set(re.findall(r'\{"(\w+)",', rows.group(1)))
+    return found
+
+
+def test_every_surface_has_its_fields():
+    """The fields of edits, jobs and A1111's routes in the file are those of the decoders' tables."""
+    common = table_fields("proto/openai.c", "field fields")
+    assert schema_fields("EditRequest") == common | table_fields("proto/openai.c", "edit_fields") | {"image", "mask"}
+    assert schema_fields("JobRequest") == common | table_fields("proto/openai.c", "job_fields")
+    text = table_fields("proto/sdapi.c", "field fields") | table_fields("proto/sdapi_fields.c", "idle_fields")
+    assert schema_fields("Txt2ImgRequest") == text
+    assert schema_fields("Img2ImgRequest") == text | table_fields("proto/sdapi.c", "img2img_fields")
+
+
+def test_every_reference_is_there():
+    for kind, name in set(re.findall(r"#/components/(\w+)/(\w+)", OPENAPI)):
+        section(section(OPENAPI, kind, 2), name, 4)
+
+
+def test_every_list_is_described():
+    """The lists that sdapi_encode_list knows are the routes of the file."""
+    lists = set(re.findall(r'\{"([\w-]+)", \w+_json\}', (ROOT / "proto/sdapi_lists.c").read_text()))
+    paths = set(re.findall(r"^  /sdapi/v1/([\w-]+):\n(?:    x-served: false\n)?    get:", OPENAPI, re.M))
+    assert lists == paths - {"progress"}
