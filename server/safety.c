@@ -257,8 +257,9 @@ int safety_resolve(struct safety *s, const char *token, const struct safety_styl
   return r;
 }
 
-void safety_prepare(struct safety *s, struct safety_target *t, void (*ready)(void *arg, const struct err *err), void *arg)
+void safety_prepare(struct safety *s, struct safety_target *t, const _Atomic int *stop, void (*ready)(void *arg, const struct err *err), void *arg)
 {
+  t->stop = stop;
   t->ready = ready;
   t->ready_arg = arg;
   message_post(s, &t->message);

@@ -63,7 +63,9 @@ MUST_CHECK int safety_ready(struct safety *s, struct err *e);
 MUST_CHECK int safety_resolve(struct safety *s, const char *token, const struct safety_style *style, int n,
                               struct safety_target **t, int *pending, struct err *e);
 /* Calls ready(arg, err) once, from the loader thread, when t can be drawn or cannot (err->code: E_ARG for a cancelling style, E_POLICY, ...). */
-void safety_prepare(struct safety *s, struct safety_target *t, void (*ready)(void *arg, const struct err *err), void *arg);
+/* *stop: 0, or the E_* why it is not wanted any more; lives until ready is called. What is not wanted when its turn comes is not composed: err->code is
+ * that. */
+void safety_prepare(struct safety *s, struct safety_target *t, const _Atomic int *stop, void (*ready)(void *arg, const struct err *err), void *arg);
 const char *safety_target_tenant(const struct safety_target *t);
 const char *safety_target_profile(const struct safety_target *t);
 /* What the policy of then lets him take (limits.h). */

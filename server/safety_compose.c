@@ -164,13 +164,16 @@ static int compose_live(struct safety *s, struct safety_target *t, struct live *
 
 void compose(struct safety *s, struct safety_target *t)
 {
+  int stop = atomic_load(t->stop);
   struct err e = {0};
   struct live *l = NULL;
 
   if (t->composed)
     generation_unref(t->composed->g);
   t->composed = NULL;
-  if (!compose_live(s, t, &l, &e))
+  if (stop)
+    err_set(&e, stop, "nobody waits for it any more");
+  else if (!compose_live(s, t, &l, &e))
     t->composed = l;
   t->ready(t->ready_arg, &e);
 }

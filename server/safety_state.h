@@ -142,6 +142,7 @@ struct safety_target {
   struct style_use style[POLICY_STYLES_MAX];
   int n_styles;
   struct live *composed;    /* a reference to its generation */
+  const _Atomic int *stop;  /* while it is being prepared */
   void (*ready)(void *arg, const struct err *err);
   void *ready_arg;
 };

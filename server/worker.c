@@ -256,23 +256,26 @@ static void step(struct worker *w)
   jobs_stepped(w->jobs, p, n, ns);
 }
 
-/* The loader has composed what the job needs, or could not. */
+/* The loader has composed what the job needs, or could not, or need not. */
 static void on_prepared(void *arg, const struct err *err)
 {
   struct job *j = arg;
+  int stop = atomic_load(&j->stop);
 
-  if (err->code) {
+  if (stop)
+    job_stop_reason(&j->err, stop);
+  else if (err->code)
     j->err = *err;
+  if (j->err.code)
     job_fail(j->jobs, j);
-  } else {
+  else
     job_submit(j->jobs, j);
-  }
 }
 
 void worker_prepare(struct worker *w, struct job *j)
 {
   job_prepare(w->jobs, j);
-  safety_prepare(worker_safety(w), j->target, on_prepared, j);
+  safety_prepare(worker_safety(w), j->target, &j->stop, on_prepared, j);
 }
 
 /* Pins the generation that the job's pictures are all drawn under. Returns 0 when it cannot be drawn now: then it was sent on. */

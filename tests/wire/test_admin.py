@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import subprocess
+import threading
 import time
 
 import pytest
@@ -347,6 +348,27 @@ def test_a_style_that_is_unloaded_is_no_longer_drawn_with(admin, policy):
     assert answer.status == 400 and answer.error["param"] == "loras[0].name", answer.body
     assert admin.post("/v1/load_lora_adapter", {"lora_name": "ink", "lora_path": "ink.safetensors"}).status == 200
     assert admin.daemon.post(styled).status == 200
+
+
+def test_nothing_is_composed_for_who_has_gone(admin):
+    """A style is asked for while the loader is busy, and the client leaves: its turn comes and nothing is built. Tried until it left early enough."""
+    d, tries = admin.daemon, iter(range(1, 1000))
+
+    def left_in_time():
+        scale, before = next(tries) / 1000, d.log().count("composed in")
+        loads = [threading.Thread(target=admin.post, args=("/v1/admin/adapters/shield", {"path": "shield2.safetensors"})) for _ in range(8)]
+        for t in loads:
+            t.start()
+        sock = d.send({**QUICK, "loras": [{"name": "ink", "scale": scale}]}, f"gone-{scale}")
+        time.sleep(0.05)
+        sock.close()
+        for t in loads:
+            t.join()
+        d.wait_log(f"gone-{scale} ")  # the request is over, whichever way
+        return d.log().count("composed in") == before
+
+    until(left_in_time, "a request that is cancelled before its turn", 60)
+    assert d.get("/readyz").status == 200
 
 
 def test_what_is_loaded_after_a_retirement_stays(start, policy, tmp_path):
