@@ -1,11 +1,12 @@
-"""measure_swaps.py [SWAPS]: what swapping the safety adapters costs the pictures that are drawn meanwhile, and the process's memory, on the real daemon.
+"""measure_swaps.py [--swaps N]: what swapping the safety adapters costs the pictures that are drawn meanwhile, and the process's memory, on the real daemon.
 
 Each picture is a single step, so that its time in the UNet is the time of one step, the first with a new generation included. Prints the median, the
-99th percentile and the largest without swaps and with one swap after another; and the resident memory after a tenth of the swaps and at the end.
+99th percentile and the largest without swaps and with one swap after another; and the resident memory before the first swap and after every tenth of
+them, with what the second half of the swaps added. Leave the machine alone meanwhile.
 """
+import argparse
 import pathlib
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -28,7 +29,9 @@ def say(what, ms):
 
 
 def main():
-    swaps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--swaps", type=int, default=1000)
+    swaps = ap.parse_args().swaps
     with tempfile.TemporaryDirectory() as folder:
         policy = Policy(pathlib.Path(folder) / "policy")
         for seed, name in enumerate("ab"):
@@ -51,17 +54,18 @@ def main():
             client.start()
             time.sleep(min(20, swaps / 10))
             now[0] = "with swaps"
-            begun = time.monotonic()
+            begun, resident = time.monotonic(), [resident_mb(d)]
             for i in range(swaps):
                 reload(d, policy.profile(required=["ab"[(i + 1) % 2]]))
-                if i + 1 == max(1, swaps // 10):
-                    first = resident_mb(d)
+                if (i + 1) % max(1, swaps // 10) == 0:
+                    resident.append(resident_mb(d))
             seconds = time.monotonic() - begun
             over.set()
             client.join()
             for what, ms in times.items():
                 say(what, ms)
-            print(f"{swaps} swaps in {seconds:.0f} s; resident after {max(1, swaps // 10)}: {first:.1f} MB, after all: {resident_mb(d):.1f} MB")
+            print(f"{swaps} swaps in {seconds:.0f} s; resident MB before and after every tenth: {' '.join(f'{mb:.1f}' for mb in resident)}")
+            print(f"the second half added {resident[-1] - resident[len(resident) // 2]:+.1f} MB")
             d.stop()
         finally:
             d.kill()

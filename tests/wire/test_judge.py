@@ -1,7 +1,8 @@
 """Does the server draw what was asked? tools/train/judge.py, which never saw the generator, names its pictures.
 
 The prompts are tools/train/heldout.tsv: 200 whose combination of emoji, background and phrase no training picture had. They are drawn by
-the daemon with its own defaults. Chance is one in 853. Measured with bf16 on AMX: 175 named. Some of them are near misses either way, so
+the daemon with its own defaults, under the evaluation policy (tests/policies): this is the bare model; test_experts.py judges what the bundled policy
+serves. Chance is one in 853. Measured with bf16 on AMX: 175 named. Some of them are near misses either way, so
 processors that round differently are allowed seven less; the project promises 160.
 """
 import concurrent.futures
