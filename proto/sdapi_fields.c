@@ -14,6 +14,7 @@
 enum idle {
   IDLE_ANY,     /* anything: it speaks of files, texts, or what another field has to switch on */
   IDLE_FALSE,   /* false */
+  IDLE_TRUE,    /* true */
   IDLE_NOTHING, /* null, "", "None", [], {}, 0, false */
   IDLE_NUMBER   /* this number */
 };
@@ -41,7 +42,7 @@ static const struct {
     /* models of another kind */
     {"distilled_cfg_scale", IDLE_ANY, 0}, {"image_cfg_scale", IDLE_ANY, 0},
     /* img2img */
-    {"latent_mask", IDLE_NOTHING, 0}, {"mask_blur_x", IDLE_ANY, 0}, {"mask_blur_y", IDLE_ANY, 0}, {"mask_round", IDLE_ANY, 0},
+    {"latent_mask", IDLE_NOTHING, 0}, {"mask_blur_x", IDLE_NUMBER, 4}, {"mask_blur_y", IDLE_NUMBER, 4}, {"mask_round", IDLE_TRUE, 0},
     {"inpaint_full_res_padding", IDLE_ANY, 0},
 };
 
@@ -85,6 +86,8 @@ int sdapi_check_idle_field(const struct field_in *f, struct err *e)
     return err_field(e, E_ARG, f->name, "%s is not supported: leave it out or send -1", f->name);
   if (idle_fields[i].idle == IDLE_NUMBER && !(json_is_number(f->v) && json_number_value(f->v) == idle_fields[i].number))
     return err_field(e, E_ARG, f->name, "%s is not supported: leave it out or send %g", f->name, idle_fields[i].number);
+  if (idle_fields[i].idle == IDLE_TRUE && !json_is_true(f->v))
+    return err_field(e, E_ARG, f->name, "%s is not supported: leave it out or send true", f->name);
   if ((idle_fields[i].idle == IDLE_FALSE && !json_is_false(f->v)) || (idle_fields[i].idle == IDLE_NOTHING && !is_nothing(f->v)))
     return err_field(e, E_ARG, f->name, "%s is not supported: leave it out%s", f->name, idle_fields[i].idle == IDLE_FALSE ? " or send false" : "");
   return 0;

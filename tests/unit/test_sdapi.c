@@ -212,6 +212,8 @@ static void test_img2img(void **state)
   first_close(&first);
   good_as(1, "{\"init_images\":[\"Zm9v\"],\"inpaint_full_res\":true,\"inpainting_fill\":2,\"mask\":null}"); /* without a mask: nothing */
   first_close(&first);
+  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"mask_blur_x\":8}", "mask_blur_x", "send 4");
+  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"mask_round\":false}", "mask_round", "send true");
   bad_as(1, "{}", "init_images", "required");
   bad_as(1, "{\"init_images\":[]}", "init_images", "a list of one");
   bad_as(1, "{\"init_images\":[\"Zm9v\",\"Zm9v\"]}", "init_images", "a list of one");
