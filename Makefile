@@ -115,7 +115,7 @@ build/fuzz/%: tests/fuzz/%.c $(wildcard base/*.[ch] models/*.[ch] proto/*.[ch] s
 SIM       := build/cudasim
 SIM_FLAGS := -O1 -g -D_GNU_SOURCE -Itests/cudasim/include -I. -fsanitize=address,undefined -fno-sanitize-recover=all \
              -fno-omit-frame-pointer -fno-strict-aliasing -Wall -Wextra -Wvla -Wshadow -Werror
-SIM_C     := $(wildcard kernels/cuda/*.c tests/cudasim/*.c) $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c))
+SIM_C     := $(wildcard kernels/cuda/*.c tests/cudasim/*.c) $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) tests/golden/make_adapter.c
 SIM_OBJ   := $(patsubst %,$(SIM)/%.o,$(filter-out tests/cudasim/test_% kernels/cuda/vendor_%,$(SIM_C)) $(wildcard kernels/cuda/*.cu tests/cudasim/*.cu))
 SIM_BIN   := $(patsubst %.c,$(SIM)/%,$(wildcard tests/cudasim/test_*.c))
 

@@ -80,6 +80,7 @@ struct be_config {
   int threads;      /* 0: as many as the machine has */
   int force_f32;    /* be_cpu: keep activations in fp32 where bf16 would be chosen */
   int want_f16;     /* be_cuda: activations in fp16 instead of bf16 */
+  int no_capture;   /* be_cuda: launches every op of a pass anew instead of replaying captured ones */
 };
 
 struct be_ops {
@@ -103,6 +104,17 @@ struct be_ops {
    * other; what an op of one wrote the other may read after sync() on the first and a hand-over between the threads (a lock).
    * Closed with be_close, before be. */
   MUST_CHECK int (*open_lane)(struct be *lane, struct be *be, int threads, struct err *e);
+
+  /*
+   * A pass: ops that are called again and again in the same order with other numbers, as the UNet's are in every step. A backend may remember
+   * their launches. Between begin and end only ops are called: no transfer, no sync, no embed, no count_nonfinite. `own` is memory
+   * (own_bytes of it) whose addresses mean the same in every such pass, as those of an arena do; what lies elsewhere may have moved by the next.
+   * `code`: 0, or the first failure of an op of this pass. After end with *again set nothing has been computed and no failure counts: the
+   * caller makes the same calls once more, from pass_begin on; that happens twice in a row at most, for a shape that is new. Else
+   * end returns code, or a failure of its own, and the results are in place after sync().
+   */
+  MUST_CHECK int (*pass_begin)(struct be *be, const void *own, size_t own_bytes, struct err *e);
+  MUST_CHECK int (*pass_end)(struct be *be, int code, int *again, struct err *e);
 
   /* Packs a parameter. like: NULL, or a weight of the same shape whose packing, second copies included, is reproduced, so that
    * its first use costs the device thread nothing that `like` has already paid. After success *w belongs to the caller
@@ -184,6 +196,10 @@ extern const struct be_ops be_ref, be_cpu, be_dry;
 /* Opens ops as be. On success be must be closed with be_close. be_dry has act BF16-sized elements unless changed by the caller. */
 MUST_CHECK int be_open(struct be *be, const struct be_ops *ops, const struct be_config *cfg, struct err *e);
 void be_close(struct be *be); /* NULL, zeroed and half-open are fine */
+
+/* pass_begin and pass_end of a backend that remembers nothing (backend.c). */
+MUST_CHECK int be_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err *e);
+MUST_CHECK int be_pass_end(struct be *be, int code, int *again, struct err *e);
 
 /* The backend named by --backend: "ref", "cpu", "cuda", or "auto" (the best that this machine runs). E_ARG names the choices. */
 MUST_CHECK int be_find(const char *name, const struct be_ops **ops, struct err *e);

@@ -14,15 +14,16 @@ enum { WARPS = 4, THREADS = WARPS * WARP };
 
 /* MAXK: room for a head; KEYS: tile, at most a warp; EACH: queries of a warp. */
 template <typename T, int MAXK, int KEYS, int EACH>
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, MAXK > 160 ? 1 : 4)
     attention_kernel(T *o, const T *q, kern_kv_rows kv, int64_t tokens, int heads, int K, float scale, int causal)
 {
   enum { PAD = 2, DIMS = (MAXK + WARP - 1) / WARP, QUERIES = WARPS * EACH };
   __shared__ float qs[QUERIES][MAXK];
   __shared__ T ks[KEYS][MAXK + PAD], vs[KEYS][MAXK + PAD]; /* padded: lanes read down a column */
   int b = (int)(blockIdx.z), head = (int)blockIdx.y, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  int64_t D = (int64_t)heads * K, t0 = (int64_t)blockIdx.x * QUERIES, keys = kv.T[b];
-  const T *k = (const T *)kv.k[b] + head * K, *v = (const T *)kv.v[b] + head * K;
+  const kern_kv from = row_of(kv, b);
+  int64_t D = (int64_t)heads * K, t0 = (int64_t)blockIdx.x * QUERIES, keys = from.T;
+  const T *k = (const T *)from.k + head * K, *v = (const T *)from.v + head * K;
   float acc[EACH][DIMS], top[EACH], sum[EACH];
 
   q += (int64_t)b * tokens * D + head * K;

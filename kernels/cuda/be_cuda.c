@@ -70,6 +70,7 @@ static void cuda_close(struct be *be)
     return;
   if (c->stream)
     (void)cudaStreamSynchronize(c->stream);
+  pass_close(&c->pass);
   gpu_dnn_close(c->dnn);
   gpu_blas_close(c->blas);
   (void)cudaFree(c->scratch);
@@ -83,7 +84,7 @@ static void cuda_close(struct be *be)
 }
 
 /* Everything of a context on a device that is there. */
-static int context_new(struct be *be, int device, struct err *e)
+static int context_new(struct be *be, int device, int no_capture, struct err *e)
 {
   struct cuda *c = calloc(1, sizeof *c);
   int r;
@@ -96,7 +97,7 @@ static int context_new(struct be *be, int device, struct err *e)
       (r = cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", e)) ||
       (r = cuda_check(cudaMalloc((void **)&c->count, sizeof *c->count), "memory on the GPU", e)) ||
       (r = cuda_check(cudaMallocHost((void **)&c->count_host, sizeof *c->count_host), "pinned memory", e)) || (r = gpu_blas_open(&c->blas, e)) ||
-      (r = gpu_dnn_open(&c->dnn, e)))
+      (r = gpu_dnn_open(&c->dnn, e)) || (r = pass_open(&c->pass, no_capture, e)))
     cuda_close(be);
   return r;
 }
@@ -109,7 +110,7 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
 
   if (code || count == 0)
     return err_set(e, E_DEVICE, "there is no GPU for the CUDA backend: %s", cudaGetErrorString(code ? code : cudaErrorNoDevice));
-  r = context_new(be, 0, e);
+  r = context_new(be, 0, cfg->no_capture, e);
   if (r)
     return r;
   r = cuda_check(cudaGetDeviceProperties(&prop, 0), "cudaGetDeviceProperties", e);
@@ -132,7 +133,7 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
 static int cuda_open_lane(struct be *lane, struct be *be, int threads, struct err *e)
 {
   struct be made = *be;
-  int r = context_new(&made, cuda_of(be)->device, e);
+  int r = context_new(&made, cuda_of(be)->device, 1, e); /* a lane's passes are few */
 
   (void)threads;
   *lane = r ? (struct be){0} : made;
@@ -162,7 +163,9 @@ static void cuda_mem_free(struct be *be, void *p)
 
 static int cuda_sync(struct be *be, struct err *e)
 {
-  return cuda_check(cudaStreamSynchronize(cuda_of(be)->stream), "the GPU", e);
+  int r = pass_refuses(cuda_of(be), "sync", e);
+
+  return r ? r : cuda_check(cudaStreamSynchronize(cuda_of(be)->stream), "the GPU", e);
 }
 
 static int is_float(enum dtype t)
@@ -194,6 +197,8 @@ static int cuda_upload(struct be *be, struct tensor dst, const void *src, enum d
   int same = dst.type == src_type, r;
   void *to = dst.p;
 
+  if ((r = pass_refuses(c, "upload", e)))
+    return r;
   if (!same && (!is_float(dst.type) || !is_float(src_type)))
     return upload_converted(be, dst, src, src_type, e);
   if (!same && (r = cuda_staging(c, bytes, &to, e)))
@@ -209,10 +214,12 @@ static int cuda_download(struct be *be, void *dst, enum dtype dst_type, struct t
   struct cuda *c = cuda_of(be);
   int64_t n = tensor_count(src);
   int on_device = dst_type != src.type && is_float(dst_type) && is_float(src.type);
-  int on_host = dst_type != src.type && !on_device, r = 0;
+  int on_host = dst_type != src.type && !on_device, r = pass_refuses(c, "download", e);
   size_t bytes = (size_t)n * dtype_size(on_host ? src.type : dst_type);
   void *from = src.p, *to = dst;
 
+  if (r)
+    return r;
   if (on_host && !(to = malloc(bytes)))
     return err_set(e, E_NOMEM, "out of memory for %zu bytes", bytes);
   if (on_device) {
@@ -243,6 +250,8 @@ const struct be_ops be_cuda = {
     .download = cuda_download,
     .sync = cuda_sync,
     .open_lane = cuda_open_lane,
+    .pass_begin = cuda_pass_begin,
+    .pass_end = cuda_pass_end,
     .weight_load = cuda_weight_load,
     .weight_free = cuda_weight_free,
     .lowrank_load = cuda_lowrank_load,

@@ -1,6 +1,6 @@
 /*
  * cuda.h - what the C files of be_cuda share: be_cuda.c (table, memory, transfers), weight.c (parameters), matmul.c (convolution, linear,
- * attention, low-rank adapters) and ops.c (the rest). Nobody else includes it.
+ * attention, low-rank adapters), ops.c (the rest) and pass.c (captured passes). Nobody else includes it.
  *
  * Threads: a struct cuda belongs to the thread that opened it and has a stream of its own; ops enqueue there and return. A lane
  * (open_lane) is another struct cuda on the same device. Weights are written before weight_load returns and never after.
@@ -14,6 +14,7 @@
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/dnn.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/pass.h"
 
 struct cuda {
   int device;
@@ -24,6 +25,7 @@ struct cuda {
   size_t scratch_bytes, staging_bytes;
   unsigned long long *count;    /* device: count_nonfinite */
   unsigned long long *count_host; /* pinned */
+  struct pass pass;
 };
 
 struct weight {

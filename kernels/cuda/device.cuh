@@ -70,6 +70,20 @@ static inline bool is_wide(const void *a, const void *b, const void *c, int64_t 
   return ((uintptr_t)a | (uintptr_t)b | (uintptr_t)c) % 16 == 0 && n % 8 == 0 && m % 8 == 0;
 }
 
+/* ---- rows ---- */
+
+/* The entry of a row: from a table in device memory, or from the kernel's parameters. */
+template <typename Rows> static __device__ __forceinline__ auto row_of(const Rows &rows, int64_t b)
+{
+  auto entry = rows.row[0];
+
+  if (rows.at)
+    entry = rows.at[b];
+  else
+    entry = rows.row[b];
+  return entry;
+}
+
 /* ---- sums ---- */
 
 /* The sum of all lanes, in every lane: a butterfly, so that each lane adds the same numbers in the same order up to exchange of the two

@@ -18,7 +18,7 @@ static __global__ void __launch_bounds__(THREADS) timestep_kernel(T *y, kern_tim
     return;
   int64_t b = i / half, j = i % half;
   float exponent = __fdiv_rn(__fmul_rn(-9.210340371976184f, (float)j), (float)half - freq_shift); /* ln(10000) */
-  float f = (float)exp((double)exponent), angle = __fmul_rn(rows.t[b], f);
+  float f = (float)exp((double)exponent), angle = __fmul_rn(row_of(rows, b), f);
   float si = (float)sin((double)angle), co = (float)cos((double)angle);
 
   from_f32(&y[b * D + j], flip ? co : si);

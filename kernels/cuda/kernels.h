@@ -2,7 +2,7 @@
  * kernels.h - the C entry points of our own CUDA kernels, one op family per .cu file.
  *
  *   convert.cu    types of elements, packing of parameters      norm.cu     group norm + temb + SiLU, layer norm
- *   pointwise.cu  activations, GEGLU, sums                      shape.cu    concat, nearest upsampling
+ *   pointwise.cu  activations, GEGLU, sums                      shape.cu    concat, nearest upsampling, rows put together
  *   embed.cu      timestep sinusoids, token tables              latent.cu   guidance + sampler step, 8-bit pictures, gathers
  *   attn.cu       attention that cuDNN does not take (causal)   lowrank.cu  LoRA: segmented shrink and expand
  *
@@ -13,7 +13,7 @@
  * numbers them as enum dtype does (be_cuda.c asserts it); `act` is KERN_F16 or KERN_BF16.
  *
  * Small tables of the host (pointers and coefficients of each row) travel as kernel parameters, KERN_ROWS rows to a launch: no
- * copy, nothing to keep alive.
+ * copy, nothing to keep alive. In a captured pass (pass.c) `at` names them in device memory instead, so that they may change between replays.
  *
  * Callers: the C files of kernels/cuda. Built by nvcc, and by a host compiler for tests/cudasim. Threads: any, one stream each.
  */
@@ -32,18 +32,29 @@ enum kern_type { KERN_F32, KERN_F16, KERN_BF16, KERN_I32, KERN_U8 };
 enum kern_act { KERN_SILU, KERN_GELU, KERN_QUICK_GELU };
 enum { KERN_ROWS = 64, KERN_MAX_CHANNELS = 4096, KERN_MAX_GROUPS = 256, KERN_MAX_HEAD = 512 };
 
-struct kern_kv_rows { /* keys and values of each picture: (T, heads*K) */
-  const void *k[KERN_ROWS], *v[KERN_ROWS];
-  int64_t T[KERN_ROWS];
+struct kern_kv { /* keys and values of a picture: (T, heads*K) */
+  const void *k, *v;
+  int64_t T;
+};
+
+struct kern_kv_rows {
+  const struct kern_kv *at;
+  struct kern_kv row[KERN_ROWS];
+};
+
+struct kern_gather {
+  int src;
+  float scale;
 };
 
 struct kern_gather_rows {
-  int src[KERN_ROWS];
-  float scale[KERN_ROWS];
+  const struct kern_gather *at;
+  struct kern_gather row[KERN_ROWS];
 };
 
 struct kern_time_rows {
-  float t[KERN_ROWS];
+  const float *at;
+  float row[KERN_ROWS];
 };
 
 struct kern_coef { /* as struct step_coef */
@@ -52,6 +63,7 @@ struct kern_coef { /* as struct step_coef */
 };
 
 struct kern_coef_rows {
+  const struct kern_coef *at;
   struct kern_coef row[KERN_ROWS];
 };
 
@@ -64,7 +76,8 @@ struct kern_slot {
 };
 
 struct kern_slot_rows {
-  const struct kern_slot *slot[KERN_ROWS]; /* NULL: this picture has no factors here */
+  const struct kern_slot *const *at;
+  const struct kern_slot *row[KERN_ROWS]; /* NULL: this picture has no factors here */
 };
 
 struct kern_geometry { /* of a convolution; of a linear: H W Ho Wo = 1 T 1 T, kh kw stride 1, no padding */
@@ -99,6 +112,8 @@ int kern_geglu(cudaStream_t s, int act, void *y, const void *x, int64_t rows, in
 /* ---- shape.cu: 16-bit elements, whatever they mean ---- */
 
 int kern_concat(cudaStream_t s, void *y, const void *a, const void *b, int64_t rows, int64_t Ca, int64_t Cb);
+/* k, v (B, n): the keys and values of the rows, n elements each, one behind the other. wide: all pointers and n are multiples of 8 elements. */
+int kern_collect_kv(cudaStream_t s, void *k, void *v, const struct kern_kv_rows *rows, int64_t B, int64_t n, int wide);
 /* x (B, (Ho+1)/2, (Wo+1)/2, C), y (B, Ho, Wo, C). */
 int kern_upsample2x(cudaStream_t s, void *y, const void *x, int64_t B, int64_t Ho, int64_t Wo, int64_t C);
 

@@ -15,9 +15,10 @@ static __global__ void __launch_bounds__(THREADS) gather_kernel(T *y, const floa
 {
   int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
   int b = (int)blockIdx.y;
+  const kern_gather g = row_of(rows, b);
 
   if (i < n)
-    from_f32(&y[b * n + i], rows.scale[b] * x[rows.src[b] * n + i]);
+    from_f32(&y[b * n + i], g.scale * x[g.src * n + i]);
 }
 
 int kern_gather_scale(cudaStream_t s, int act, void *y, const float *x, const struct kern_gather_rows *rows, int64_t B, int64_t n)
@@ -32,7 +33,7 @@ static __global__ void __launch_bounds__(THREADS)
     sampler_kernel(float *x, float *old, const float *model, const float *noise, kern_coef_rows coef, int64_t n)
 {
   int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, at = (int64_t)blockIdx.y * n + i;
-  const kern_coef &k = coef.row[blockIdx.y];
+  const kern_coef k = row_of(coef, blockIdx.y);
 
   if (i >= n)
     return;

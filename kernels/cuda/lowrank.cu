@@ -42,7 +42,7 @@ static __global__ void __launch_bounds__(SHRINK_THREADS)
 {
   int b = (int)blockIdx.y, lane = threadIdx.x % WARP, taps = g.kh * g.kw;
   int64_t pixels = (int64_t)g.Ho * g.Wo, first = (int64_t)blockIdx.x * SHRINK_TILE + threadIdx.x / WARP * PIXELS, stride = taps * in;
-  const kern_slot *slot = slots.slot[b];
+  const kern_slot *slot = row_of(slots, b);
   int rank = slot ? slot->rank : 0;
 
   x += (int64_t)b * g.H * g.W * in;
@@ -78,7 +78,7 @@ static __global__ void __launch_bounds__(EXPAND_THREADS)
   int b = (int)blockIdx.z;
   int64_t first = (int64_t)blockIdx.x * EXPAND_PIXELS, o = (int64_t)blockIdx.y * EXPAND_THREADS + threadIdx.x;
   int n = pixels - first < EXPAND_PIXELS ? (int)(pixels - first) : EXPAND_PIXELS;
-  const kern_slot *slot = slots.slot[b];
+  const kern_slot *slot = row_of(slots, b);
   int rank = slot ? slot->rank : 0;
   float acc[EXPAND_PIXELS] = {};
 

@@ -32,6 +32,8 @@ int cuda_linear(struct be *be, struct tensor y, struct tensor x, const struct we
   assert(!residual.p || (residual.type == y.type && same_dims(residual, y)));
   l.picture_rows = l.rows / x.d[0];
   l.bias = y.type == DT_F32 ? (const void *)w->bias_f32 : w->bias;
+  if (pass_skips(c, "linear", (struct tensor[]){y, x, residual}, 3, w, NULL, 0))
+    return 0;
   return gpu_blas_linear(c->blas, c->stream, &l, e);
 }
 
@@ -48,6 +50,8 @@ int cuda_conv2d(struct be *be, struct tensor y, struct tensor x, const struct we
   assert(y.d[0] == v.B && v.Ho == (v.H + w->pad_lo + w->pad_hi - w->kh) / w->stride + 1 &&
          v.Wo == (v.W + w->pad_lo + w->pad_hi - w->kw) / w->stride + 1);
   assert(!residual.p || (residual.type == y.type && same_dims(residual, y)));
+  if (pass_skips(c, "conv2d", (struct tensor[]){y, x, residual}, 3, w, NULL, 0))
+    return 0;
   return gpu_dnn_conv(c->dnn, c->stream, &v, e);
 }
 
@@ -62,26 +66,81 @@ static int64_t run_length(const struct kv_row *kv, int64_t first, int64_t B, int
   return n;
 }
 
+/* The entries of n pictures. */
+static void kv_rows(struct kern_kv_rows *rows, const struct kv_row *kv, int64_t n)
+{
+  memset(rows, 0, sizeof *rows);
+  for (int64_t i = 0; i < n; i++)
+    rows->row[i] = (struct kern_kv){kv[i].k, kv[i].v, kv[i].T};
+}
+
 static int attention_own(struct be *be, struct tensor o, struct tensor q, const struct kv_row *kv, int heads, float scale, int causal,
                          struct err *e)
 {
+  struct cuda *c = cuda_of(be);
   int r = 0;
 
   for (int64_t b = 0; b < q.d[0] && !r; b += KERN_ROWS) {
     int64_t n = q.d[0] - b < KERN_ROWS ? q.d[0] - b : KERN_ROWS;
-    struct kern_kv_rows rows = {0};
+    const float more[4] = {(float)heads, scale, (float)causal, (float)n};
+    struct kern_kv_rows rows;
 
-    for (int64_t i = 0; i < n; i++) {
-      rows.k[i] = kv[b + i].k;
-      rows.v[i] = kv[b + i].v;
-      rows.T[i] = kv[b + i].T;
-    }
-    r = cuda_check(kern_attention(cuda_of(be)->stream, be->act, tensor_batch(o, b, n).p, tensor_batch(q, b, n).p, &rows, n, q.d[2], heads,
-                                  q.d[3] / heads, scale, causal),
+    kv_rows(&rows, kv + b, n);
+    pass_table(c, rows.row, (size_t)n * sizeof *rows.row, (const void **)&rows.at);
+    if (pass_skips(c, "attention", (struct tensor[]){tensor_batch(o, b, n), tensor_batch(q, b, n)}, 2, NULL, more, sizeof more))
+      continue;
+    r = cuda_check(kern_attention(c->stream, be->act, tensor_batch(o, b, n).p, tensor_batch(q, b, n).p, &rows, n, q.d[2], heads, q.d[3] / heads, scale,
+                                  causal),
                    "attention", e);
   }
   return r;
 }
+
+/* Pictures first, first + 1, ... with as many keys, KERN_ROWS at most. */
+static int64_t same_length(const struct kv_row *kv, int64_t first, int64_t B)
+{
+  int64_t n = 1;
+
+  while (first + n < B && n < KERN_ROWS && kv[first + n].T == kv[first].T)
+    n++;
+  return n;
+}
+
+struct collect_numbers {
+  int64_t n, elements, wide;
+};
+
+/* The keys and values of n pictures, n * T * D each, put together in scratch memory: where the next pass finds other prompts. */
+static int collect_kv(struct be *be, const struct kv_row *kv, int64_t n, int64_t D, const void **k, const void **v, struct err *e)
+{
+  struct cuda *c = cuda_of(be);
+  int64_t each = kv[0].T * D;
+  size_t bytes = cuda_round((size_t)(n * each) * 2);
+  struct collect_numbers more;
+  struct kern_kv_rows rows;
+  int wide = each % 8 == 0, r;
+  void *at;
+
+  r = cuda_scratch(c, 2 * bytes, &at, e);
+  if (r)
+    return r;
+  for (int64_t i = 0; i < n; i++)
+    wide = wide && ((uintptr_t)kv[i].k | (uintptr_t)kv[i].v) % 16 == 0;
+  *k = at;
+  *v = (char *)at + bytes;
+  more = (struct collect_numbers){n, each, wide};
+  kv_rows(&rows, kv, n);
+  pass_table(c, rows.row, (size_t)n * sizeof *rows.row, (const void **)&rows.at);
+  if (pass_skips(c, "keys and values", NULL, 0, NULL, &more, sizeof more))
+    return 0;
+  return cuda_check(kern_collect_kv(c->stream, (void *)(uintptr_t)*k, (void *)(uintptr_t)*v, &rows, n, each, wide), "keys and values", e);
+}
+
+struct attention_numbers {
+  int64_t keys, heads;
+  float scale, foreign;
+  uint64_t own[2]; /* keys and values */
+};
 
 int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct kv_row *kv, int heads, float scale, int causal, struct err *e)
 {
@@ -95,11 +154,23 @@ int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct
   if (causal || !gpu_dnn_takes_head(D / heads))
     return attention_own(be, o, q, kv, heads, scale, causal, e);
   for (int64_t b = 0; b < B && !r; b += n) {
-    struct gpu_attention a = {.o = tensor_batch(o, b, 1).p, .q = tensor_batch(q, b, 1).p, .k = kv[b].k, .v = kv[b].v, .T = q.d[2],
-                              .keys = kv[b].T, .heads = heads, .K = (int)(D / heads), .scale = scale, .act = be->act};
+    int foreign = pass_is_foreign(c, kv[b].k);
+    struct gpu_attention a = {.k = kv[b].k, .v = kv[b].v, .T = q.d[2], .keys = kv[b].T, .heads = heads, .K = (int)(D / heads), .scale = scale,
+                              .act = be->act};
+    struct attention_numbers more;
 
-    a.B = n = run_length(kv, b, B, D);
-    r = gpu_dnn_attention(c->dnn, c->stream, &a, e);
+    a.B = n = foreign ? same_length(kv, b, B) : run_length(kv, b, B, D);
+    a.o = tensor_batch(o, b, n).p;
+    a.q = tensor_batch(q, b, n).p;
+    if (foreign)
+      r = collect_kv(be, kv + b, n, D, &a.k, &a.v, e);
+    more = (struct attention_numbers){a.keys, heads, scale, (float)foreign, {0, 0}};
+    if (!foreign) { /* else they lie in scratch memory */
+      more.own[0] = (uintptr_t)a.k;
+      more.own[1] = (uintptr_t)a.v;
+    }
+    if (!r && !pass_skips(c, "attention of cuDNN", (struct tensor[]){tensor_batch(o, b, n), tensor_batch(q, b, n)}, 2, NULL, &more, sizeof more))
+      r = gpu_dnn_attention(c->dnn, c->stream, &a, e);
   }
   return r;
 }
@@ -136,11 +207,20 @@ static int same_walk(const struct lowrank *a, const struct lowrank *b)
   return a->kh == b->kh && a->kw == b->kw && a->stride == b->stride && a->pad_lo == b->pad_lo && a->pad_hi == b->pad_hi;
 }
 
+struct lowrank_numbers {
+  int64_t in, most;
+  struct kern_geometry g;
+};
+
+/* Ranks are rounded up to this where memory is laid out, so that adapters of about one size share a captured pass. */
+enum { RANK_STEP = 32 };
+
 int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct lowrank *const *row, struct err *e)
 {
   struct cuda *c = cuda_of(be);
   int64_t B = x.d[0], pixels = tensor_rows(y) / y.d[0], most = 0;
   const struct lowrank *any = NULL;
+  struct lowrank_numbers more;
   struct kern_geometry g;
   void *t;
   int r;
@@ -155,13 +235,19 @@ int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct l
   if (!any)
     return 0;
   g = geometry(any, y, x);
+  most = (most + RANK_STEP - 1) / RANK_STEP * RANK_STEP;
   r = cuda_scratch(c, (size_t)((B < KERN_ROWS ? B : KERN_ROWS) * pixels * most) * sizeof(float), &t, e);
   for (int64_t b = 0; b < B && !r; b += KERN_ROWS) {
     int64_t n = B - b < KERN_ROWS ? B - b : KERN_ROWS;
-    struct kern_slot_rows slots = {{NULL}};
+    struct kern_slot_rows slots;
 
+    memset(&slots, 0, sizeof slots);
     for (int64_t i = 0; i < n; i++)
-      slots.slot[i] = row[b + i] ? row[b + i]->slot : NULL;
+      slots.row[i] = row[b + i] ? row[b + i]->slot : NULL;
+    pass_table(c, slots.row, (size_t)n * sizeof *slots.row, (const void **)&slots.at);
+    more = (struct lowrank_numbers){any->in, most, g};
+    if (pass_skips(c, "lowrank", (struct tensor[]){tensor_batch(y, b, n), tensor_batch(x, b, n)}, 2, NULL, &more, sizeof more))
+      continue;
     r = cuda_check(kern_shrink(c->stream, be->act, t, tensor_batch(x, b, n).p, &slots, n, &g, any->in, most), "low-rank shrink", e);
     if (!r)
       r = cuda_check(kern_expand(c->stream, be->act, tensor_batch(y, b, n).p, y.type, t, &slots, n, pixels, any->out, most), "low-rank expand", e);

@@ -1,5 +1,5 @@
 /*
- * shape.cu - concatenation along channels and nearest upsampling: 16-bit elements are moved, not looked at. See kernels.h.
+ * shape.cu - concatenation along channels, nearest upsampling, keys and values put together: 16-bit elements are moved, not looked at. See kernels.h.
  *
  * Each thread writes 16 bytes where the shape allows, one element where it does not. Roofline: bytes read + written at the copy peak (the
  * upsampler's reads are a quarter of its writes). Share reached: not yet measured.
@@ -28,6 +28,25 @@ static __global__ void __launch_bounds__(THREADS) upsample_kernel(uint16_t *y, c
     return;
   int64_t c = i % C, ox = i / C % Wo, oy = i / (C * Wo) % Ho, b = i / (C * Wo * Ho);
   store_pack(y + i, load_pack<uint16_t, V>(x + ((b * H + oy / 2) * W + ox / 2) * C + c));
+}
+
+template <int V>
+static __global__ void __launch_bounds__(THREADS) collect_kernel(uint16_t *k, uint16_t *v, kern_kv_rows rows, int64_t n)
+{
+  int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V, b = blockIdx.y;
+  const kern_kv mine = row_of(rows, b);
+
+  if (i >= n)
+    return;
+  store_pack(k + b * n + i, load_pack<uint16_t, V>((const uint16_t *)mine.k + i));
+  store_pack(v + b * n + i, load_pack<uint16_t, V>((const uint16_t *)mine.v + i));
+}
+
+int kern_collect_kv(cudaStream_t s, void *k, void *v, const struct kern_kv_rows *rows, int64_t B, int64_t n, int wide)
+{
+  if (wide)
+    return launch(collect_kernel<8>, dim3((unsigned)div_up(n, THREADS * 8), (unsigned)B), THREADS, s, (uint16_t *)k, (uint16_t *)v, *rows, n);
+  return launch(collect_kernel<1>, dim3((unsigned)div_up(n, THREADS), (unsigned)B), THREADS, s, (uint16_t *)k, (uint16_t *)v, *rows, n);
 }
 
 int kern_concat(cudaStream_t s, void *y, const void *a, const void *b, int64_t rows, int64_t Ca, int64_t Cb)

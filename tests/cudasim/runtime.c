@@ -29,11 +29,16 @@ struct cudasim_event {
   int is_recorded;
 };
 
-static int capturing, fail_in, device_count = 1;
+static int capturing, fail_in, fail_graphs, device_count = 1;
 
 void cudasim_fail_allocation(int n)
 {
   fail_in = n;
+}
+
+void cudasim_fail_graphs(int n)
+{
+  fail_graphs = n;
 }
 
 void cudasim_devices(int count)
@@ -81,12 +86,6 @@ int cudaRuntimeGetVersion(int *version)
 int cudaDriverGetVersion(int *version)
 {
   *version = 13000;
-  return 0;
-}
-
-int cudaMemGetInfo(size_t *left, size_t *total)
-{
-  *left = *total = (size_t)8 << 30;
   return 0;
 }
 
@@ -250,12 +249,6 @@ int cudaStreamSynchronize(struct cudasim_stream *s)
   return refused_in_capture("waiting for a stream");
 }
 
-int cudaStreamWaitEvent(struct cudasim_stream *s, struct cudasim_event *e, unsigned flags)
-{
-  (void)s, (void)flags;
-  return e->is_recorded ? 0 : cudasim_fail(cudaErrorInvalidValue, "a stream waits for an event that nobody recorded");
-}
-
 int cudaEventCreateWithFlags(struct cudasim_event **e, unsigned flags)
 {
   (void)flags;
@@ -305,9 +298,16 @@ int cudaStreamEndCapture(struct cudasim_stream *s, struct cudasim_graph **g)
 int cudaGraphInstantiate(struct cudasim_graph **exec, struct cudasim_graph *g, unsigned long long flags)
 {
   (void)flags;
+  *exec = NULL;
+  if (fail_graphs > 0) {
+    fail_graphs--;
+    return cudaErrorNotSupported;
+  }
   *exec = calloc(1, sizeof **exec);
   if (!*exec)
     return cudaErrorMemoryAllocation;
+  cudasim_counters()->graphs++;
+  cudasim_counters()->live_graphs++;
   (*exec)->first = g->first;
   g->first = NULL;
   return 0;
@@ -318,6 +318,7 @@ int cudaGraphLaunch(struct cudasim_graph *exec, struct cudasim_stream *s)
   int r = cudasim_sticky();
 
   (void)s;
+  cudasim_counters()->replays++;
   for (struct node *n = exec->first; n && !r; n = n->next)
     r = n->run(n->arg);
   return r;
@@ -338,5 +339,6 @@ int cudaGraphDestroy(struct cudasim_graph *g)
 
 int cudaGraphExecDestroy(struct cudasim_graph *g)
 {
+  cudasim_counters()->live_graphs -= g != NULL;
   return cudaGraphDestroy(g);
 }

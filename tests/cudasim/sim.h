@@ -33,11 +33,14 @@ const char *cudasim_fault(void);
 void cudasim_reset(void);
 /* The n-th allocation of device memory from now on fails; 0: none. */
 void cudasim_fail_allocation(int n);
+/* The next n graphs cannot be instantiated. */
+void cudasim_fail_graphs(int n);
 /* How many devices there are said to be; 1 at first. */
 void cudasim_devices(int count);
 
 struct cudasim_count {
   long launches, allocations, live; /* live: device and pinned allocations that are not freed */
+  long graphs, replays, live_graphs; /* graphs: instantiated */
 };
 struct cudasim_count cudasim_counts(void);
 

@@ -135,7 +135,7 @@ static void test_limits(void **state)
 /* A graph runs when it is launched, as often as it is launched, on what the memory holds then; it must not allocate or wait. */
 static void test_graph(void **state)
 {
-  struct kern_gather_rows rows = {.src = {1, 0}, .scale = {2, 3}};
+  struct kern_gather_rows rows = {.row = {{1, 2}, {0, 3}}};
   float in[2] = {10, 20}, out[2];
   uint16_t *h;
   float *x;
@@ -158,7 +158,7 @@ static void test_graph(void **state)
   assert_int_equal(cudaGraphLaunch(exec, stream), 0);
   assert_true(y[0] == 40 && y[1] == 30);
   in[0] = 1;
-  rows.scale[0] = 99; /* parameters were copied at the capture */
+  rows.row[0].scale = 99; /* parameters were copied at the capture */
   assert_int_equal(cudaGraphLaunch(exec, stream), 0);
   assert_int_equal(cudaMemcpyAsync(out, y, sizeof out, cudaMemcpyDeviceToHost, stream), 0);
   assert_true(out[0] == 40 && out[1] == 3);
