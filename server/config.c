@@ -57,7 +57,7 @@ static const struct option options[] = {
      "second more for every 16 kB."},
     {"max_body_kb", INT, AT(max_body_kb), "256", 1, 1 << 20, NULL, "Largest request body in kB; more is 413."},
     {"max_upload_kb", INT, AT(max_upload_kb), "32768", 1, 1 << 20, NULL, "The same for requests that carry pictures."},
-    {"max_connections", INT, AT(max_connections), "1000", 1, 100000, NULL, "Open connections; more are closed at once."},
+    {"max_connections", INT, AT(max_connections), "4000", 1, 100000, NULL, "Open connections; more are closed at once. One takes about 17 kB."},
     {"page", BOOL, AT(page), "yes", 0, 0, NULL, "Serve the web page at /."},
     {"log_json", BOOL, AT(log_json), "no", 0, 0, NULL, "One JSON object per request instead of one plain line."},
     {"log_prompts", BOOL, AT(log_prompts), "no", 0, 0, NULL, "Write prompts to the log. They are private: think first."},
