@@ -10,6 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/cors.h"
+#include "server/peer.h"
+
 enum kind { TEXT, INT, NUMBER, BOOL };
 
 struct option {
@@ -58,6 +61,11 @@ static const struct option options[] = {
     {"max_body_kb", INT, AT(max_body_kb), "256", 1, 1 << 20, NULL, "Largest request body in kB; more is 413."},
     {"max_upload_kb", INT, AT(max_upload_kb), "32768", 1, 1 << 20, NULL, "The same for requests that carry pictures."},
     {"max_connections", INT, AT(max_connections), "4000", 1, 100000, NULL, "Open connections; more are closed at once. One takes about 17 kB."},
+    {"cors_origins", TEXT, AT(cors_origins), "", 0, 0, NULL,
+     "Origins whose web pages may use this server from a browser, such as https://app.example http://localhost:3000; * is every page, empty none but the "
+     "server's own."},
+    {"trusted_proxies", TEXT, AT(trusted_proxies), "", 0, 0, NULL,
+     "Addresses or networks of reverse proxies whose X-Forwarded-For is believed, such as 127.0.0.1 10.0.0.0/8: who shows no key counts by that address."},
     {"page", BOOL, AT(page), "yes", 0, 0, NULL, "Serve the web page at /."},
     {"log_json", BOOL, AT(log_json), "no", 0, 0, NULL, "One JSON object per request instead of one plain line."},
     {"log_prompts", BOOL, AT(log_prompts), "no", 0, 0, NULL, "Write prompts to the log. They are private: think first."},
@@ -152,9 +160,14 @@ void config_defaults(struct config *c)
   }
 }
 
-/* Values that are fine alone and wrong together. */
+/* Values that are fine alone and wrong together, and lists, whose readers know what may be in them. */
 static int check_together(const struct config *c, struct err *e)
 {
+  struct cors cors;
+  struct peer_list proxies;
+
+  if (cors_read(&cors, c->cors_origins, e) || peer_read_list(&proxies, c->trusted_proxies, e))
+    return e->code;
   if (c->steps > c->max_steps)
     return err_field(e, E_ARG, "steps", "steps (%d) must not be more than max_steps (%d)", c->steps, c->max_steps);
   if (c->guidance > c->max_guidance)

@@ -19,6 +19,7 @@
 #include "server/http.h"
 #include "server/log.h"
 #include "server/surface.h"
+#include "server/trace.h"
 
 struct exchange;
 
@@ -60,6 +61,7 @@ struct exchange {
   int watch_at;                  /* the connection's entry */
   int64_t start_ns;
   char id[JOB_ID_MAX + 1];
+  struct trace trace;
   char method[12], path[EXCHANGE_PATH_SHOWN];  /* for the log: printable, cut */
   char arg[EXCHANGE_ARG_MAX];
   const struct route *route;     /* NULL when err is set from the start */
@@ -68,6 +70,8 @@ struct exchange {
   struct buf body;
   size_t swallowed;
   struct err err;
+  int64_t retry_ms;              /* of a 429 whose cause knows better than the queue when to come again; 0: it does not */
+  int is_preflight;              /* a browser asks whether a page of another origin may */
   _Atomic int is_asleep;
   int is_done;                   /* job table's lock: its job is DONE and no waker is left */
   _Atomic int is_poked;          /* the watcher says: the client is gone, or time for a sign of life */
@@ -85,13 +89,16 @@ void add_header(struct MHD_Response *r, const char *name, const char *value);
 void add_headerf(struct MHD_Response *r, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 const char *exchange_header(const struct exchange *x, const char *name); /* of the request; NULL: absent */
 int64_t from_now(int seconds);
-/* Adds what every answer carries, hands it over and drops it; r NULL: out of memory. A body of len bytes has its time to be read. */
+/* Adds what every answer carries, hands it over and drops it; r NULL: out of memory, type NULL: there is no body. A body of len bytes has its time to
+ * be read. */
 enum MHD_Result send_answer(struct exchange *x, int status, const char *type, struct MHD_Response *r, size_t len);
 /* The buffer's bytes become the answer's; b is empty after. */
 struct MHD_Response *response_take(struct buf *b, size_t *len);
 enum MHD_Result send_json(struct exchange *x, int status, struct buf *b);
 enum MHD_Result send_text(struct exchange *x, const char *json); /* 200 with this JSON */
 enum MHD_Result send_error(struct exchange *x);                  /* what x->err says, as the route's surface writes it */
+
+enum MHD_Result send_preflight(struct exchange *x);              /* 204: what pages of other origins may send */
 
 /* ---- images.c ---- */
 

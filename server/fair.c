@@ -50,6 +50,8 @@ int fair_is_before(const struct turn *a, const struct turn *b)
   double va = a->share->used + a->share->ahead, vb = b->share->used + b->share->ahead;
   int by_wait = a->share != b->share || a->share->turns % FAIR_ROUND == FAIR_ROUND - 1;
 
+  if (a->share->priority != b->share->priority)
+    return a->share->priority > b->share->priority;
   if (a->share != b->share && va != vb)
     return va < vb;
   if (by_wait || a->due_ns == b->due_ns)

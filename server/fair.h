@@ -1,9 +1,9 @@
 /*
  * fair.h - who comes next: shares between tenants, and within a tenant the work that is most overdue.
  *
- * Between tenants: start-time fair queueing (Goyal et al., 1996). Every tenant has a virtual time that advances by the work done for it
- * divided by its weight; the least goes next, so that each gets its share however many jobs the others send. Who comes back after a
- * pause starts at the least virtual time of the present ones: idleness is not saved up.
+ * Between tenants: the higher priority, and among equals start-time fair queueing (Goyal et al., 1996). Every tenant has a virtual time that
+ * advances by the work done for it divided by its weight; the least goes next, so that each gets its share however many jobs the others send. Who
+ * comes back after a pause starts at the least virtual time of the present ones: idleness is not saved up.
  *
  * Within a tenant: the earliest due time, which job.c sets to arrival + a multiple of the job's own service time. Short jobs pass long
  * ones at once, equal ones keep their order, and a long one's due time passes in the end, so that no stream of short jobs starves it.
@@ -21,6 +21,7 @@ enum { FAIR_NAME = 96, FAIR_ROUND = 4 };
 struct share {
   char name[FAIR_NAME];   /* "" is free */
   double weight;          /* > 0 */
+  int priority;           /* higher goes first, whatever the shares; job.c sets it as the tenant's newest job says */
   double used;            /* virtual time: work / weight */
   double ahead;           /* what the choice in progress has given it already */
   unsigned turns;         /* how often one of its own was chosen */

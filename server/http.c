@@ -163,7 +163,9 @@ static void find_route(struct http *h, struct exchange *x, const char *url, cons
   }
   if (f && !is_get(method))
     x->allow = "GET, HEAD";
-  if (x->allow)
+  if (x->allow && !strcmp(method, "OPTIONS") && (h->cors.is_any || h->cors.n) && exchange_header(x, MHD_HTTP_HEADER_ORIGIN))
+    x->is_preflight = 1;
+  else if (x->allow)
     err_set(&x->err, E_METHOD, "%s does not take %s; it takes %s", x->path, x->method, x->allow);
   else if (!f)
     err_set(&x->err, E_NOTFOUND, "there is nothing at %s", x->path);
@@ -275,6 +277,7 @@ static enum MHD_Result begin(struct http *h, struct MHD_Connection *c, const cha
   x->watch_at = connection_entry(c);
   x->start_ns = clock_ns();
   set_id(x);
+  trace_begin(&x->trace, exchange_header(x, "traceparent"));
   printable(x->method, sizeof x->method, method);
   printable(x->path, sizeof x->path, url);
   x->file_type = wanted_file(x);
@@ -321,6 +324,8 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *c, const char *u
     return answer_images_done(x);
   if (x->err.code)
     return send_error(x);
+  if (x->is_preflight)
+    return send_preflight(x);
   if (x->route)
     return x->route->answer(x);
   return answer_page(x, page_find(url));
@@ -369,6 +374,7 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls, en
     images_leave(x);
   l = &x->log;
   l->id = x->id;
+  l->trace = &x->trace;
   l->method = x->method;
   l->path = x->path;
   l->status = x->status ? x->status : 499;
@@ -435,6 +441,8 @@ static int listen_on(const struct config *cfg, char *url, size_t url_size, struc
 int http_open(struct http *h, const struct config *cfg, struct jobs *js, struct worker *w, struct audit *audit, struct err *e)
 {
   *h = (struct http){.cfg = cfg, .jobs = js, .worker = w, .audit = audit, .listen_fd = -1};
+  if (cors_read(&h->cors, cfg->cors_origins, e) || peer_read_list(&h->proxies, cfg->trusted_proxies, e))
+    return e->code;
   h->listen_fd = listen_on(cfg, h->url, sizeof h->url, e);
   if (h->listen_fd < 0 || watch_open(&h->watch, js, cfg->max_connections + 16, e))
     return e->code;

@@ -9,7 +9,9 @@
 #include <stdatomic.h>
 
 #include "server/config.h"
+#include "server/cors.h"
 #include "server/job.h"
+#include "server/peer.h"
 #include "server/watch.h"
 #include "server/worker.h"
 
@@ -19,6 +21,8 @@ struct http {
   struct worker *worker;
   struct audit *audit;
   struct watch watch;
+  struct cors cors;
+  struct peer_list proxies;
   void *daemon;             /* struct MHD_Daemon */
   int listen_fd;
   char url[96];             /* "http://127.0.0.1:8080" */

@@ -5,7 +5,6 @@
  * images_wake.
  */
 #include <errno.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,21 +99,22 @@ const char *exchange_token(const struct exchange *x)
   return v + 7 + strspn(v + 7, " ");
 }
 
-/* Whose job it is: the tenant, or the address of who showed no key. */
-static void set_caller(struct exchange *x, struct job *j)
+/* Whose job it is: the tenant, or the address of who showed no key; and whether he may have one more. */
+static int set_caller(struct exchange *x, struct job *j, struct err *e)
 {
   const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+  const struct policy_limits *lim = safety_target_limits(j->target);
   const char *tenant = safety_target_tenant(j->target);
-  char host[64] = "?";
+  char peer[PEER_TEXT];
 
-  if (*tenant) {
+  peer_name(peer, info ? info->client_addr : NULL, exchange_header(x, "X-Forwarded-For"), &x->h->proxies);
+  if (*tenant)
     snprintf(j->caller, sizeof j->caller, "%s", tenant);
-    return;
-  }
-  if (info && info->client_addr)
-    (void)!getnameinfo(info->client_addr, info->client_addr->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in), host,
-                       sizeof host, NULL, 0, NI_NUMERICHOST);
-  snprintf(j->caller, sizeof j->caller, "peer %s", host);
+  else
+    snprintf(j->caller, sizeof j->caller, "peer %s", peer);
+  j->weight = (double)lim->weight;
+  j->priority = lim->priority;
+  return limits_admit(x->h->jobs->limits, lim, tenant, peer, j->req.n, clock_ns(), &j->ticket, &x->retry_ms, e);
 }
 
 /* Decodes the body and finds under which safety its pictures are to be drawn. Who may not ask, or cannot be drawn for now, is told so first. */
@@ -183,7 +183,6 @@ int images_build(struct exchange *x, int *pending, struct err *e)
   j->surface = x->route->drawing->surface;
   if (decode_body(x, j, s, safety, pending, e) || set_sampler(j, e))
     return e->code;
-  set_caller(x, j);
   j->wants_file = x->file_type != NULL;
   if (j->wants_file && j->req.n != 1)
     return err_field(e, E_ARG, "n", "n must be 1 when the picture itself is asked for with Accept: %s", x->file_type);
@@ -191,7 +190,7 @@ int images_build(struct exchange *x, int *pending, struct err *e)
     return err_field(e, E_ARG, "stream", "stream and Accept: %s exclude each other", x->file_type);
   memcpy(j->id, x->id, sizeof j->id);
   set_styles(j);
-  if (draw_seed(&j->req, e))
+  if (set_caller(x, j, e) || draw_seed(&j->req, e))
     return e->code;
   return prepare_pictures(j, s, e);
 }

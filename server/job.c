@@ -100,6 +100,8 @@ static void job_clear(struct job *j)
   j->surface = NULL;
   j->caller[0] = 0;
   j->weight = 1;
+  j->priority = 0;
+  j->ticket = (struct limits_ticket){0};
   j->share = NULL;
   j->work = 0;
   j->pixels = j->preview_rgb = NULL;
@@ -163,6 +165,7 @@ static void enter(struct jobs *js, struct job *j)
     return;
   j->submitted_ns = clock_ns();
   j->share = share_enter(&js->shares, j->caller, j->weight);
+  j->share->priority = j->priority;
   j->due_ns = j->submitted_ns + (int64_t)(STRETCH * js->ns_per_work * j->work * j->req.steps * j->req.n);
 }
 
@@ -221,6 +224,8 @@ void job_release(struct jobs *js, struct job *j)
   struct blob *gone[JOB_PREVIEWS];
 
   free_contents(j);
+  if (js->limits)
+    limits_done(js->limits, &j->ticket);
   lock_take(&js->lock);
   assert(j->state == JOB_RESERVED || j->state == JOB_DONE);
   tell(j);
@@ -279,6 +284,8 @@ struct job *job_take(struct jobs *js)
     tell(j);
   }
   lock_drop(&js->lock);
+  if (j && js->limits)
+    limits_start(js->limits, &j->ticket);
   return j;
 }
 

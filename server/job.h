@@ -44,6 +44,7 @@
 #include "proto/openai.h"
 #include "proto/request.h"
 #include "server/fair.h"
+#include "server/limits.h"
 #include "server/safety.h"
 #include "server/thread.h"
 
@@ -115,6 +116,8 @@ struct job {
   const struct surface *surface;  /* how its answer is written */
   char caller[FAIR_NAME];         /* tenant, or "peer ADDRESS" of who has no key: whose job it is */
   double weight;                  /* of its tenant; 1 unless the policy says otherwise */
+  int priority;                   /* of its tenant; 0 unless the policy says otherwise */
+  struct limits_ticket ticket;    /* what it holds of its tenant's limits */
   struct share *share;            /* lock */
   double work;                    /* of one step of one picture, in pixels and rows */
   int64_t due_ns;                 /* see fair.h */
@@ -158,6 +161,7 @@ struct job {
 
 struct jobs {
   struct lock lock;
+  struct limits *limits;          /* where tickets go back to; NULL: no job has one */
   pthread_cond_t has_work, has_stage, has_parcel;
   struct job *job;                /* n entries */
   int n;

@@ -112,6 +112,11 @@ static void request_json(struct line *l, const struct log_request *r)
 
   put(l, "\"id\":");
   put_quoted(l, r->id, 64);
+  if (r->trace) {
+    put(l, ",\"trace_id\":\"%s\",\"span_id\":\"%s\"", r->trace->id, r->trace->span);
+    if (*r->trace->parent)
+      put(l, ",\"parent_id\":\"%s\"", r->trace->parent);
+  }
   put(l, ",\"method\":");
   put_quoted(l, r->method, 16);
   put(l, ",\"path\":");

@@ -9,6 +9,7 @@
 #define SAFELIGHT_SERVER_LOG_H
 
 #include "proto/openai.h"
+#include "server/trace.h"
 
 void log_open(int is_json);
 
@@ -18,6 +19,7 @@ void log_event(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* One finished request. */
 struct log_request {
   const char *id, *method, *path, *error; /* error "" when there is none */
+  const struct trace *trace;              /* NULL: none */
   int status;
   const struct stage_times *times;        /* NULL: no picture was asked for */
   int n, width, height, steps;            /* steps: how many the device did, of all pictures */

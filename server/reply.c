@@ -38,15 +38,50 @@ int64_t from_now(int seconds)
   return clock_ns() + (int64_t)seconds * 1000000000;
 }
 
+/* Who may read this answer from a page of another origin. */
+static void add_origin(struct exchange *x, struct MHD_Response *r)
+{
+  const struct cors *c = &x->h->cors;
+  const char *allowed = cors_allow(c, exchange_header(x, MHD_HTTP_HEADER_ORIGIN));
+
+  if (cors_varies(c))
+    add_header(r, MHD_HTTP_HEADER_VARY, MHD_HTTP_HEADER_ORIGIN);
+  if (!allowed)
+    return;
+  add_header(r, "Access-Control-Allow-Origin", allowed);
+  if (!x->is_preflight)
+    add_header(r, "Access-Control-Expose-Headers", CORS_EXPOSED);
+}
+
+enum MHD_Result send_preflight(struct exchange *x)
+{
+  struct MHD_Response *r = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
+  char names[CORS_HEADERS_MAX];
+
+  if (r && cors_allow(&x->h->cors, exchange_header(x, MHD_HTTP_HEADER_ORIGIN))) {
+    cors_headers(names, exchange_header(x, "Access-Control-Request-Headers"));
+    add_header(r, "Access-Control-Allow-Methods", CORS_METHODS);
+    if (*names)
+      add_header(r, "Access-Control-Allow-Headers", names);
+    add_header(r, "Access-Control-Max-Age", CORS_MAX_AGE);
+  }
+  return send_answer(x, 204, NULL, r, 0);
+}
+
 enum MHD_Result send_answer(struct exchange *x, int status, const char *type, struct MHD_Response *r, size_t len)
 {
   enum MHD_Result ret;
+  char trace[TRACE_HEADER + 1];
 
   if (!r)
     return MHD_NO;
   x->status = status;
-  add_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type);
+  if (type)
+    add_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type);
   add_header(r, "x-request-id", x->id);
+  trace_header(trace, &x->trace);
+  add_header(r, "traceparent", trace);
+  add_origin(x, r);
   add_header(r, "X-Content-Type-Options", "nosniff");
   if (atomic_load(&x->h->is_stopping))
     add_header(r, MHD_HTTP_HEADER_CONNECTION, "close");
@@ -103,9 +138,12 @@ enum MHD_Result send_error(struct exchange *x)
   r = response_take(&b, &len);
   if (r && x->allow)
     add_header(r, MHD_HTTP_HEADER_ALLOW, x->allow);
-  if (r && status == 429)
-    add_headerf(r, MHD_HTTP_HEADER_RETRY_AFTER, "%d", jobs_retry_after(x->h->jobs));
-  else if (r && status == 503)
+  if (r && status == 429) {
+    int64_t ms = x->retry_ms ? x->retry_ms : 1000 * (int64_t)jobs_retry_after(x->h->jobs);
+    add_headerf(r, MHD_HTTP_HEADER_RETRY_AFTER, "%lld", (long long)((ms + 999) / 1000));
+    add_headerf(r, "retry-after-ms", "%lld", (long long)ms);
+  } else if (r && status == 503) {
     add_header(r, MHD_HTTP_HEADER_RETRY_AFTER, "2");
+  }
   return send_answer(x, status, "application/json", r, len);
 }

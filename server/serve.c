@@ -36,15 +36,17 @@
 #include "server/config.h"
 #include "server/encode.h"
 #include "server/http.h"
+#include "server/limits.h"
 #include "server/log.h"
 #include "server/version.h"
 #include "server/worker.h"
 
-enum { EXIT_USAGE = 2, EXIT_DEVICE = 70, DRAIN_TICK_MS = 10, LAST_ANSWERS_MS = 2000, SPARE_FILES = 64 };
+enum { EXIT_USAGE = 2, EXIT_DEVICE = 70, DRAIN_TICK_MS = 10, LAST_ANSWERS_MS = 2000, SPARE_FILES = 64, TENANTS_COUNTED = 8192 };
 
 struct server {
   struct config cfg;
   struct jobs jobs;
+  struct limits *limits;
   struct worker worker;
   struct encoder encoder;
   struct http http;
@@ -231,8 +233,9 @@ static int serve(struct server *s, struct err *e)
   int status = 1;
 
   if (check_policy(&s->cfg, e) || open_signals(s, e) || raise_file_limit(&s->cfg, e) || open_audit(s, e) ||
-      jobs_open(&s->jobs, s->cfg.queue, s->cfg.running, e))
+      jobs_open(&s->jobs, s->cfg.queue, s->cfg.running, e) || limits_open(&s->limits, TENANTS_COUNTED, e))
     goto out;
+  s->jobs.limits = s->limits;
   worker_init(&s->worker, &s->cfg, &s->jobs, s->event_fd);
   if (http_open(&s->http, &s->cfg, &s->jobs, &s->worker, s->audit, e)) /* from here on the HTTP thread reads the worker's state */
     goto out;
@@ -252,6 +255,7 @@ out:
   safety_close(s->safety);
   worker_close(&s->worker);
   jobs_close(&s->jobs);
+  limits_close(s->limits);
   audit_close(s->audit);
   close(s->signal_fd);
   close(s->event_fd);

@@ -73,7 +73,7 @@ static void test_defaults(void **state)
   config_defaults(&c);
   assert_string_equal(c.host, "127.0.0.1");
   assert_int_equal(c.port, 8080);
-  assert_int_equal(c.running, 1);
+  assert_int_equal(c.running, 16);
   assert_int_equal(c.page, 1);
   assert_int_equal(c.log_prompts, 0);
   assert_int_equal(c.max_guidance, 30);

@@ -53,6 +53,21 @@ static void test_weights(void **state)
     assert_true(got[i] > 0);
 }
 
+static void test_priority(void **state)
+{
+  struct shares s = clean();
+  struct turn t[3] = {{.share = share_enter(&s, "low", 100), .work = 1}, {.share = share_enter(&s, "high", 0.01), .work = 1},
+                      {.share = share_enter(&s, "also high", 0.01), .work = 1}};
+  int got[3], chosen[3];
+
+  (void)state;
+  t[1].share->priority = t[2].share->priority = 1;
+  play(t, 3, 100, got);
+  assert_true(!got[0] && got[1] == 50 && got[2] == 50); /* equals share; weight does not outdo priority */
+  assert_int_equal(fair_choose(t, 3, 3, chosen), 3);
+  assert_int_equal(chosen[2], 0); /* what the others leave is his */
+}
+
 static void test_work_counts(void **state)
 {
   struct shares s = clean();
@@ -124,7 +139,7 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_weights),   cmocka_unit_test(test_work_counts), cmocka_unit_test(test_coming_back),
-      cmocka_unit_test(test_due_first), cmocka_unit_test(test_batch),
+      cmocka_unit_test(test_due_first), cmocka_unit_test(test_batch),       cmocka_unit_test(test_priority),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);
