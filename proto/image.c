@@ -12,21 +12,19 @@
 
 #include "proto/image_codec.h"
 
-enum { LEVEL = 1 };
+enum { LEVEL_SMALL = 9 }; /* of libdeflate, 1..12 */
 
 int image_open(struct image_encoder **enc, struct err *e)
 {
-  struct image_encoder *n = calloc(1, sizeof *n);
+  *enc = calloc(1, sizeof **enc);
+  return *enc ? 0 : err_set(e, E_NOMEM, "out of memory for the image encoder");
+}
 
-  *enc = NULL;
-  if (n)
-    n->deflate = libdeflate_alloc_compressor(LEVEL);
-  if (!n || !n->deflate) {
-    image_close(n);
-    return err_set(e, E_NOMEM, "out of memory for the image encoder");
-  }
-  *enc = n;
-  return 0;
+int image_set_small(struct image_encoder *enc, struct err *e)
+{
+  if (!enc->deflate)
+    enc->deflate = libdeflate_alloc_compressor(LEVEL_SMALL);
+  return enc->deflate ? 0 : err_set(e, E_NOMEM, "out of memory for the image encoder");
 }
 
 void image_close(struct image_encoder *enc)

@@ -16,11 +16,14 @@
 
 enum { IMAGE_MAX_SIDE = 16384, IMAGE_QUALITY = 90 };
 
-struct image_encoder; /* a deflate compressor and its scratch memory, kept between pictures */
+struct image_encoder; /* scratch memory, kept between pictures */
 
 /* On success image_close after; on failure *enc is NULL. */
 MUST_CHECK int image_open(struct image_encoder **enc, struct err *e);
 void image_close(struct image_encoder *enc); /* takes NULL */
+
+/* From now on PNG files are small rather than fast: some percent less, never more, for many times the time. E_NOMEM; the encoder goes on as before then. */
+MUST_CHECK int image_set_small(struct image_encoder *enc, struct err *e);
 
 /* How much of the recipe a file tells. Where it comes from it always tells. */
 enum image_detail {

@@ -22,7 +22,7 @@ MUST_CHECK int image_alloc(struct image *im, int64_t w, int64_t h, int channels,
 /* ---- out ---- */
 
 struct image_encoder {
-  struct libdeflate_compressor *deflate;
+  struct libdeflate_compressor *deflate; /* NULL: pack.h */
   uint8_t *scratch;     /* the filtered picture, candidate rows, and the packed picture */
   size_t scratch_bytes;
 };

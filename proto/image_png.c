@@ -1,9 +1,8 @@
 /*
- * image_png.c - PNG on libdeflate. See image.h.
+ * image_png.c - PNG files. See image.h.
  *
- * Every row is filtered three ways (sub, up, Paeth) and the one with the smallest sum of absolute differences is kept, which
- * is libpng's own heuristic without the two filters that hardly ever win on drawn pictures. libdeflate at level 1 then costs
- * about as much as the filters; higher levels cost several times as much for a few percent (numbers in tests/unit/test_image.c).
+ * Every row is filtered three ways (sub, up, Paeth) and the one with the smallest sum of absolute differences is kept, which is libpng's own heuristic without
+ * the two filters that hardly ever win on drawn pictures. What is left goes through pack.h, or through libdeflate where small files matter more than time.
  *
  * Called by image.c. Threads: an encoder belongs to one thread at a time.
  */
@@ -16,6 +15,7 @@
 #include <string.h>
 
 #include "proto/image_codec.h"
+#include "proto/pack.h"
 
 enum { BPP = 3, FILTER_SUB = 1, FILTER_UP = 2, FILTER_PAETH = 4 };
 
@@ -34,26 +34,41 @@ static void filter_up(uint8_t *restrict out, const uint8_t *restrict row, const 
     out[i] = (uint8_t)(row[i] - up[i]);
 }
 
+/* A mask of 16 bits: all of them where is_so is 1. Masks, because gcc makes branches of ?: here and vectorises nothing then. */
+static inline int16_t mask_of(int is_so)
+{
+  return (int16_t)-is_so;
+}
+
 static void filter_paeth(uint8_t *restrict out, const uint8_t *restrict row, const uint8_t *restrict up, size_t n)
 {
   for (size_t i = 0; i < BPP; i++)
     out[i] = (uint8_t)(row[i] - up[i]); /* left and upper left are 0: the predictor is up */
   for (size_t i = BPP; i < n; i++) {
     int16_t a = row[i - BPP], b = up[i], c = up[i - BPP];
-    int16_t pa = (int16_t)abs(b - c), pb = (int16_t)abs(a - c), pc = (int16_t)abs(a + b - 2 * c);
-    int16_t bc = pb <= pc ? b : c;
-    int16_t pred = ((pa <= pb) & (pa <= pc)) ? a : bc;
-    out[i] = (uint8_t)(row[i] - pred);
+    int16_t da = (int16_t)(b - c), db = (int16_t)(a - c), dc = (int16_t)(da + db);
+    int16_t pa = (int16_t)abs(da), pb = (int16_t)abs(db), pc = (int16_t)abs(dc);
+    int16_t takes_b = mask_of(pb <= pc), takes_a = mask_of(pa <= pb) & mask_of(pa <= pc);
+    int16_t bc = (int16_t)((b & takes_b) | (c & ~takes_b));
+    out[i] = (uint8_t)(row[i] - ((a & takes_a) | (bc & ~takes_a)));
   }
 }
 
-/* Sum of |byte| read as signed: how much is left for deflate to say. */
+/* Sum of |byte| read as signed: how much is left for deflate to say. In pieces whose sum fits 16 bits, which are half as wide as 32. */
 static uint32_t row_cost(const uint8_t *p, size_t n)
 {
+  enum { PIECE = 256 }; /* times 128 */
   uint32_t sum = 0;
 
-  for (size_t i = 0; i < n; i++)
-    sum += (uint32_t)(p[i] < 128 ? p[i] : 256 - p[i]);
+  for (size_t at = 0; at < n; at += PIECE) {
+    size_t end = n - at < PIECE ? n : at + PIECE;
+    uint16_t part = 0;
+    for (size_t i = at; i < end; i++) {
+      uint8_t v = p[i], minus = (uint8_t)-p[i];
+      part = (uint16_t)(part + (v < minus ? v : minus));
+    }
+    sum += part;
+  }
   return sum;
 }
 
@@ -162,32 +177,51 @@ static int add_texts(struct buf *out, const struct image_text *t, struct err *e)
   return t->xmp ? add_chunk(out, "iTXt", xmp, sizeof xmp, t->xmp, strlen(t->xmp), e) : 0;
 }
 
+/* Room for the two ways to pack n bytes. */
+static size_t bound_of(const struct image_encoder *enc, size_t n)
+{
+  return pack_bound(n) + (enc->deflate ? libdeflate_zlib_compress_bound(enc->deflate, n) : 0);
+}
+
+/* Packs n bytes into room of bound_of(n), the smaller of the two ways when libdeflate is asked: on noise its search finds matches that cost more than codes.
+ * Returns where and, in *len, how long. */
+static const uint8_t *pack(const struct image_encoder *enc, uint8_t *room, const uint8_t *in, size_t n, size_t *len)
+{
+  uint8_t *second = room + pack_bound(n);
+  size_t other = enc->deflate ? libdeflate_zlib_compress(enc->deflate, in, n, second, libdeflate_zlib_compress_bound(enc->deflate, n)) : 0;
+
+  *len = pack_zlib(room, in, n);
+  if (!other || *len <= other)
+    return room;
+  *len = other;
+  return second;
+}
+
+static int reserve(struct image_encoder *enc, size_t bytes)
+{
+  if (enc->scratch_bytes >= bytes)
+    return 0;
+  free(enc->scratch);
+  enc->scratch = malloc(bytes);
+  enc->scratch_bytes = enc->scratch ? bytes : 0;
+  return enc->scratch ? 0 : E_NOMEM;
+}
+
 int image_encode_png(struct image_encoder *enc, struct buf *out, const uint8_t *rgb, int w, int h, const struct image_text *text,
                      struct err *e)
 {
   static const uint8_t signature[8] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
   uint8_t ihdr[13] = {[8] = 8 /* bits */, [9] = 2 /* RGB */};
-  size_t n = (size_t)w * BPP, filtered, bound, len;
-  uint8_t *packed;
+  size_t n = (size_t)w * BPP, filtered, len;
+  const uint8_t *packed;
 
   if (w < 1 || h < 1 || w > IMAGE_MAX_SIDE || h > IMAGE_MAX_SIDE)
     return err_set(e, E_INTERNAL, "a picture of %dx%d cannot be encoded", w, h);
   filtered = (n + 1) * (size_t)h;
-  bound = libdeflate_zlib_compress_bound(enc->deflate, filtered);
-  if (enc->scratch_bytes < filtered + 3 * n + bound) {
-    free(enc->scratch);
-    enc->scratch_bytes = filtered + 3 * n + bound;
-    enc->scratch = malloc(enc->scratch_bytes);
-    if (!enc->scratch) {
-      enc->scratch_bytes = 0;
-      return err_set(e, E_NOMEM, "out of memory for a %dx%d picture", w, h);
-    }
-  }
-  packed = enc->scratch + filtered + 3 * n;
+  if (reserve(enc, filtered + 3 * n + bound_of(enc, filtered)))
+    return err_set(e, E_NOMEM, "out of memory for a %dx%d picture", w, h);
   filter_picture(enc->scratch, enc->scratch + filtered, rgb, n, h);
-  len = libdeflate_zlib_compress(enc->deflate, enc->scratch, filtered, packed, bound);
-  if (!len)
-    return err_set(e, E_INTERNAL, "the picture did not fit its bound"); /* the bound is libdeflate's own */
+  packed = pack(enc, enc->scratch + filtered + 3 * n, enc->scratch, filtered, &len);
   put32(ihdr, (uint32_t)w);
   put32(ihdr + 4, (uint32_t)h);
   if (buf_add(out, signature, sizeof signature, e) || add_chunk(out, "IHDR", ihdr, sizeof ihdr, NULL, 0, e) ||

@@ -76,6 +76,8 @@ static const struct option options[] = {
     {"metadata", TEXT, AT(metadata), "full", 0, 0, "full|no_prompts|provenance",
      "What a picture's file tells: full is all that is needed to draw it again, no_prompts leaves the prompts out, provenance leaves everything "
      "out but that a model made it, which one, and under which safety generation: that stays."},
+    {"png", TEXT, AT(png), "fast", 0, 0, "fast|small",
+     "How PNG files are packed: fast takes a few milliseconds, small takes many times as long for some percent less."},
     {"admin", TEXT, AT(admin), "", 0, 0, NULL,
      "Where the operator's requests come in, apart from the public port: unix:PATH, 127.0.0.1:PORT, [::1]:PORT or off. Empty: unix:STATE/admin.sock. "
      "The Unix socket is for the server's own user and root; a port needs admin_token_file."},

@@ -35,7 +35,7 @@ struct config {
   int page, log_json, log_prompts;
   char state[CONFIG_TEXT];
   int audit_prompts;
-  char metadata[CONFIG_TEXT];
+  char metadata[CONFIG_TEXT], png[CONFIG_TEXT];
   char admin[CONFIG_TEXT], admin_token_file[CONFIG_TEXT];
   int admin_upload_mb;
 };

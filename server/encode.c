@@ -170,7 +170,7 @@ int encoder_start(struct encoder *n, struct jobs *js, const struct worker *w, st
   n->detail = !strcmp(metadata, "full") ? IMAGE_FULL : !strcmp(metadata, "no_prompts") ? IMAGE_NO_PROMPTS : IMAGE_PROVENANCE;
   if (image_open(&n->image, e))
     return e->code;
-  if (thread_start(&n->thread, "encoder", run, n, e)) {
+  if ((!strcmp(w->cfg->png, "small") && image_set_small(n->image, e)) || thread_start(&n->thread, "encoder", run, n, e)) {
     image_close(n->image);
     n->image = NULL;
     return e->code;
