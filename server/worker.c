@@ -87,6 +87,34 @@ static void log_choice(const struct config *c, const struct be_ops *chosen)
     log_event("the CPU computes: %s", why.msg);
 }
 
+/* Bytes of the base's weights by the size of their numbers, as generation.bytes counts those of a generation. */
+static int64_t weight_bytes(const struct worker *w)
+{
+  const struct generation *g = model_base(w->serving.model);
+  int64_t sum = 0;
+
+  for (int i = 0; i < g->n; i++) {
+    const struct site *s = &g->site[i];
+    enum dtype type = s->kind == WEIGHT_LINEAR || s->kind == WEIGHT_CONV ? w->be.act : DT_F32;
+    sum += s->out * site_columns(s) * (int64_t)dtype_size(type) + (s->has_bias ? s->out * (int64_t)sizeof(float) : 0);
+  }
+  return sum;
+}
+
+/* What stays set aside on the device, for /metrics. */
+static int count_memory(struct worker *w, struct err *e)
+{
+  struct serving *s = &w->serving;
+  size_t slab = 0, batch = 0;
+  int side = s->limits.max_size;
+
+  if (model_plan_bytes(s->model, side, side, &slab, e) || batch_plan_bytes(s->model, side, side, w->batch_max, &batch, e))
+    return e->code;
+  metric_set(METRIC_DEVICE_BYTES, MEMORY_ACTIVATIONS, (int64_t)(slab + batch));
+  metric_set(METRIC_DEVICE_BYTES, MEMORY_WEIGHTS, weight_bytes(w));
+  return 0;
+}
+
 static int load(struct worker *w, struct err *e)
 {
   struct be_config bc = {.threads = w->cfg->threads};
@@ -105,7 +133,8 @@ static int load(struct worker *w, struct err *e)
   w->batch_max = w->cfg->batch ? w->cfg->batch : ops->rows_are_alone ? BATCH_SHARED : w->be.threads;
   if (w->batch_max > w->cfg->running)
     w->batch_max = w->cfg->running;
-  if (batch_open(&w->batch, s->model, w->batch_max, e) || stage_open(&w->stage, w->jobs, s->model, e))
+  if (batch_open(&w->batch, s->model, w->batch_max, e) || stage_open(&w->stage, w->jobs, s->model, e) ||
+      count_memory(w, e))
     return e->code;
   s->loaded_s = (int64_t)time(NULL);
   snprintf(s->backend, sizeof s->backend, "%s: %s", w->be.ops->name, w->be.info);

@@ -48,6 +48,9 @@ def test_what_happened_is_counted(start):
     d = start()
     before = scrape(d)
     assert value(before, "safelight_ready") == 1
+    for what in ("weights", "activations"):
+        assert value(before, "safelight_device_memory_planned_bytes", what=what) > 1 << 20, what
+    assert value(before, "safelight_queue_capacity") == 64
     assert requests(before, "openai", 200) == 0
     assert d.post({**QUICK, "n": 2}).status == 200
     assert d.post({"prompt": 1}).status == 400
@@ -56,6 +59,12 @@ def test_what_happened_is_counted(start):
     after = until(lambda: (f := scrape(d)) and requests(f, "other", 404) and f, "the request that was answered last")
     assert requests(after, "openai", 200) >= 1 and requests(after, "openai", 400) == 1
     assert value(after, "safelight_refusals", "safelight_refusals_total", reason="bad_request") == 1
+    assert value(after, "safelight_pictures", "safelight_pictures_total") >= 2
+    assert value(after, "safelight_steps", "safelight_steps_total") >= 2 * QUICK["steps"]
+    for stage in ("queue", "text", "unet", "vae", "encode", "audit"):
+        assert value(after, "safelight_stage_seconds", "safelight_stage_seconds_count", stage=stage) >= 1, stage
+    assert value(after, "safelight_batch_size", "safelight_batch_size_count") == value(after, "safelight_step_seconds", "safelight_step_seconds_count") > 0
+    assert value(after, "safelight_jobs_queued") == value(after, "safelight_pictures_running") == 0
     assert value(after, "safelight_request_seconds", "safelight_request_seconds_count", surface="openai") == 3
     assert value(after, "safelight_requests_in_flight") >= 1  # this one
     assert value(after, "safelight_connections") >= 1
