@@ -251,8 +251,9 @@ def parse():
 
 
 def main():
-    o, out = parse(), {"short": False}
-    out["short"] = o.short
+    o = parse()
+    out = {"short": o.short}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("load: ended by a signal"))  # the daemon ends with it
     with tempfile.TemporaryDirectory() as folder:
         if "throughput" in o.only:
             rates = [bench(o, o.steps)]
