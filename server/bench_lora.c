@@ -148,7 +148,7 @@ int bench_lora(struct lora_cost *cost, struct model *m, struct be *be, const str
   struct adapter_use use = {.weight = 1, .required = 1};
   int r;
 
-  two.steps = p->steps + 1;
+  two.steps = p->steps < SAMPLER_MAX_STEPS ? p->steps + 1 : p->steps; /* the first is not counted */
   r = synthesize(&a, model_base(m), rank, e);
   if (r)
     return r;
