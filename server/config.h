@@ -34,6 +34,7 @@ struct config {
   char cors_origins[CONFIG_TEXT], trusted_proxies[CONFIG_TEXT];
   int page, log_json, log_prompts;
   char state[CONFIG_TEXT];
+  int results_s, results_mb, history_s;
   int audit_prompts;
   char metadata[CONFIG_TEXT], png[CONFIG_TEXT];
   char admin[CONFIG_TEXT], admin_token_file[CONFIG_TEXT];

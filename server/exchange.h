@@ -16,6 +16,7 @@
 
 #include <microhttpd.h>
 
+#include "server/drawing.h"
 #include "server/http.h"
 #include "server/log.h"
 #include "server/surface.h"
@@ -23,25 +24,19 @@
 
 struct exchange;
 
-enum { EXCHANGE_PATH_SHOWN = 96, EXCHANGE_ARG_MAX = 80 };
+enum { EXCHANGE_PATH_SHOWN = 96, EXCHANGE_ARG_MAX = 80, EXCHANGE_ARGS = 2 };
 
 /* How a route's body is to come. */
 enum body_kind { BODY_NONE, BODY_JSON, BODY_FORM };
 
 struct route {
-  const char *path;     /* one segment may be "*": exchange.arg gets what stands there */
+  const char *path;     /* up to EXCHANGE_ARGS segments may be "*": exchange.arg gets what stands there */
   const char *method;   /* GET implies HEAD */
   enum MHD_Result (*answer)(struct exchange *x);
   enum body_kind body;
   int takes_files;      /* pictures may lie in the body: max_upload_kb instead of max_body_kb */
   const struct drawing *drawing; /* of a route that draws */
   const struct surface *surface; /* how its errors are written; NULL: as OpenAI's */
-};
-
-/* What a route that draws makes of its body. */
-struct drawing {
-  const struct surface *surface;
-  int (*decode)(struct request *r, struct exchange *x, const struct request_limits *lim, struct err *e);
 };
 
 /* A body that is made while it is sent. */
@@ -52,7 +47,11 @@ struct stream {
   size_t at;
   int is_over;
   int64_t deadline_ns;
-  int seen_previews, seen_steps, seen_state;
+  int seen_previews, seen_steps, seen_state, seen_position;
+  int64_t events;                /* how many were sent */
+  struct job *job;               /* of an events stream: in the table, not the exchange's own */
+  uint64_t serial;
+  int is_gone, is_last;
 };
 
 struct exchange {
@@ -63,7 +62,7 @@ struct exchange {
   char id[JOB_ID_MAX + 1];
   struct trace trace;
   char method[12], path[EXCHANGE_PATH_SHOWN];  /* for the log: printable, cut */
-  char arg[EXCHANGE_ARG_MAX];
+  char arg[EXCHANGE_ARGS][EXCHANGE_ARG_MAX];
   const struct route *route;     /* NULL when err is set from the start */
   const char *allow;             /* of a 405 */
   const char *file_type;         /* the picture itself is wanted, as this media type; NULL: JSON */
@@ -75,7 +74,9 @@ struct exchange {
   _Atomic int is_asleep;
   int is_done;                   /* job table's lock: its job is DONE and no waker is left */
   _Atomic int is_poked;          /* the watcher says: the client is gone, or time for a sign of life */
+  enum MHD_Result (*then)(struct exchange *x); /* what comes when it was woken; NULL: nothing was waited for */
   struct job *job;               /* its own */
+  struct asked *asked;           /* of the store; native.c */
   struct stream stream;
   int status;
   struct log_request log;        /* what is known of the picture */

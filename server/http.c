@@ -24,6 +24,7 @@
 #include "server/exchange.h"
 #include "server/metrics.h"
 #include "server/metrics_page.h"
+#include "server/native.h"
 #include "server/openai.h"
 #include "server/page.h"
 #include "server/version.h"
@@ -115,30 +116,37 @@ static enum MHD_Result answer_metrics(struct exchange *x)
 
 static const struct route routes[] = {
     {.path = "/v1/images/generations", .method = "POST", .answer = answer_images, .body = BODY_JSON, .drawing = &openai_generations},
+    {.path = "/v1/jobs", .method = "POST", .answer = answer_job_post, .body = BODY_JSON, .takes_files = 1, .drawing = &native_drawing},
+    {.path = "/v1/jobs/*", .method = "GET", .answer = answer_job_get},
+    {.path = "/v1/jobs/*", .method = "DELETE", .answer = answer_job_cancel},
+    {.path = "/v1/jobs/*/cancel", .method = "POST", .answer = answer_job_cancel},
+    {.path = "/v1/jobs/*/events", .method = "GET", .answer = answer_job_events},
+    {.path = "/v1/jobs/*/pictures/*", .method = "GET", .answer = answer_job_picture},
+    {.path = "/v1/files/*", .method = "GET", .answer = answer_file},
     {.path = "/v1/models", .method = "GET", .answer = answer_models},
     {.path = "/healthz", .method = "GET", .answer = answer_health},
     {.path = "/readyz", .method = "GET", .answer = answer_ready},
     {.path = "/metrics", .method = "GET", .answer = answer_metrics},
 };
 
-/* Whether url is this path; what stands at "*" goes into arg. */
-static int is_path(const char *path, const char *url, char arg[EXCHANGE_ARG_MAX])
+/* Whether url is this path; what stands at each "*" goes into arg. */
+static int is_path(const char *path, const char *url, char arg[EXCHANGE_ARGS][EXCHANGE_ARG_MAX])
 {
-  const char *star = strchr(path, '*'), *end;
-  size_t n;
+  for (int i = 0; *path; path++) {
+    size_t n = strcspn(url, "/");
 
-  if (!star)
-    return !strcmp(path, url);
-  if (strncmp(path, url, (size_t)(star - path)))
-    return 0;
-  url += star - path;
-  n = strcspn(url, "/");
-  end = url + n;
-  if (!n || n >= EXCHANGE_ARG_MAX || strcmp(end, star + 1))
-    return 0;
-  memcpy(arg, url, n);
-  arg[n] = 0;
-  return 1;
+    if (*path != '*') {
+      if (*path != *url++)
+        return 0;
+      continue;
+    }
+    if (!n || n >= EXCHANGE_ARG_MAX)
+      return 0;
+    memcpy(arg[i], url, n);
+    arg[i++][n] = 0;
+    url += n;
+  }
+  return !*url;
 }
 
 static int is_get(const char *method)
@@ -320,8 +328,11 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *c, const char *u
     return take_body(x, data, len);
   if (x->status)
     return MHD_YES; /* answered already */
-  if (x->job)
-    return answer_images_done(x);
+  if (x->then) {
+    enum MHD_Result (*then)(struct exchange *) = x->then;
+    x->then = NULL;
+    return then(x);
+  }
   if (x->err.code)
     return send_error(x);
   if (x->is_preflight)
@@ -370,6 +381,7 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls, en
     return;
   *con_cls = NULL;
   stream_close(x);
+  native_close(x);
   if (x->job)
     images_leave(x);
   l = &x->log;
@@ -461,6 +473,12 @@ int http_open(struct http *h, const struct config *cfg, struct jobs *js, struct 
 void http_stopping(struct http *h)
 {
   atomic_store(&h->is_stopping, 1);
+  watch_poke_all(&h->watch); /* streams of jobs that others own end now */
+}
+
+int http_asking(struct http *h)
+{
+  return atomic_load(&h->asking);
 }
 
 int http_exchanges(struct http *h)

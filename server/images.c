@@ -4,13 +4,12 @@
  * All surfaces that draw come through here; they differ in their struct drawing and struct surface. Called by http.c. Threads: the HTTP thread, but for
  * images_wake.
  */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 
+#include "server/drawing.h"
 #include "server/encode.h"
 #include "server/exchange.h"
 #include "server/metrics.h"
@@ -42,51 +41,6 @@ void images_wake(void *arg)
 
 /* ---- body to job ---- */
 
-static int draw_seed(struct request *q, struct err *e)
-{
-  uint32_t seed;
-
-  if (q->has_seed)
-    return 0;
-  if (getrandom(&seed, sizeof seed, 0) != sizeof seed)
-    return err_set(e, E_INTERNAL, "no random numbers: %s", strerror(errno));
-  q->seed = seed; /* 32 bits: every client and every A1111 user can send it back */
-  return 0;
-}
-
-/* Memory and tokens for each picture; the job owns them, also after failure. */
-static int prepare_pictures(struct job *j, const struct serving *s, struct err *e)
-{
-  const struct request *q = &j->req;
-  size_t bytes = (size_t)q->width * (size_t)q->height * 3;
-  struct draw_params p = {
-      .prompt = q->prompt,
-      .negative = q->negative,
-      .prompt_len = q->prompt_len,
-      .negative_len = q->negative_len,
-      .width = q->width,
-      .height = q->height,
-      .steps = q->steps,
-      .guidance = q->guidance,
-      .sampler = j->sampler,
-      .karras = j->karras,
-      .clip_skip = q->clip_skip,
-  };
-
-  j->pixels = malloc(bytes * (size_t)q->n);
-  if (!j->pixels)
-    return err_set(e, E_NOMEM, "out of memory for %d pictures of %dx%d", q->n, q->width, q->height);
-  for (int i = 0; i < q->n; i++) {
-    j->pic[i].rgb = j->pixels + bytes * (size_t)i;
-    j->pic[i].seed = p.seed = q->seed + (uint64_t)i;
-    if (draw_prepare(&j->pic[i].draw, s->model, &p, e))
-      return e->code;
-  }
-  j->tokens = draw_prompt_tokens(j->pic[0].draw);
-  j->work = (double)q->width * q->height * (q->guidance > 1 ? 2 : 1);
-  return 0;
-}
-
 /* A wrong form of Authorization is nobody's key. Basic is A1111's form: the password is the key. */
 const char *exchange_token(const struct exchange *x)
 {
@@ -117,46 +71,6 @@ static int set_caller(struct exchange *x, struct job *j, struct err *e)
   return limits_admit(x->h->jobs->limits, lim, tenant, peer, j->req.n, clock_ns(), &j->ticket, &x->retry_ms, e);
 }
 
-/* Decodes the body and finds under which safety its pictures are to be drawn. Who may not ask, or cannot be drawn for now, is told so first. */
-static int decode_body(struct exchange *x, struct job *j, const struct serving *s, struct safety *safety, int *pending, struct err *e)
-{
-  struct safety_style style[REQUEST_LORAS_MAX];
-  struct err why = {0};
-  int n = 0;
-
-  if (!x->route->drawing->decode(&j->req, x, &s->limits, &why))
-    for (; n < j->req.n_loras; n++) {
-      memcpy(style[n].name, j->req.lora[n].name, sizeof style[n].name);
-      style[n].weight = j->req.lora[n].scale;
-    }
-  if (safety_resolve(safety, exchange_token(x), style, n, &j->target, pending, e))
-    return e->code;
-  if (why.code)
-    *e = why;
-  return e->code;
-}
-
-static int set_sampler(struct job *j, struct err *e)
-{
-  j->karras = 0;
-  if (sampler_find(j->req.sampler, &j->sampler, &j->karras, e)) {
-    snprintf(e->field, sizeof e->field, "sampler");
-    return e->code;
-  }
-  if (j->req.karras >= 0)
-    j->karras = j->req.karras;
-  if (j->karras && !sampler_has_karras(j->sampler))
-    return err_field(e, E_ARG, "karras", "karras must be false: sampler %s has no Karras form", sampler_name(j->sampler));
-  return 0;
-}
-
-static void set_styles(struct job *j)
-{
-  j->styles[0] = 0;
-  for (int i = 0, at = 0; i < j->req.n_loras; i++)
-    at += snprintf(j->styles + at, sizeof j->styles - (size_t)at, "%s%s:%g", i ? " " : "", j->req.lora[i].name, (double)j->req.lora[i].scale);
-}
-
 int images_serving(struct http *h, const struct serving **s, struct safety **safety, struct err *e)
 {
   *s = worker_serving(h->worker);
@@ -173,26 +87,29 @@ int images_serving(struct http *h, const struct serving **s, struct safety **saf
 
 int images_build(struct exchange *x, int *pending, struct err *e)
 {
+  struct drawing_body body = {.p = x->body.p ? x->body.p : "", .len = x->body.len, .type = exchange_header(x, MHD_HTTP_HEADER_CONTENT_TYPE)};
+  struct drawing_who who = {.token = exchange_token(x)};
   const struct serving *s;
   struct safety *safety;
+  struct first first;
   struct job *j;
+  int r;
 
   if (images_serving(x->h, &s, &safety, e) || job_reserve(x->h->jobs, &x->job, e))
     return e->code;
   j = x->job;
-  j->surface = x->route->drawing->surface;
-  if (decode_body(x, j, s, safety, pending, e) || set_sampler(j, e))
-    return e->code;
-  j->wants_file = x->file_type != NULL;
-  if (j->wants_file && j->req.n != 1)
-    return err_field(e, E_ARG, "n", "n must be 1 when the picture itself is asked for with Accept: %s", x->file_type);
-  if (j->wants_file && j->req.reply == REPLY_STREAM)
-    return err_field(e, E_ARG, "stream", "stream and Accept: %s exclude each other", x->file_type);
   memcpy(j->id, x->id, sizeof j->id);
-  set_styles(j);
-  if (set_caller(x, j, e) || draw_seed(&j->req, e))
-    return e->code;
-  return prepare_pictures(j, s, e);
+  j->wants_file = x->file_type != NULL;
+  first_init(&first);
+  r = drawing_read(j, x->route->drawing, &first, &body, s, safety, &who, pending, e);
+  if (!r && j->wants_file && j->req.n != 1)
+    r = err_field(e, E_ARG, "n", "n must be 1 when the picture itself is asked for with Accept: %s", x->file_type);
+  if (!r && j->wants_file && j->req.reply == REPLY_STREAM)
+    r = err_field(e, E_ARG, "stream", "stream and Accept: %s exclude each other", x->file_type);
+  r = r ? r : set_caller(x, j, e);
+  r = r ? r : drawing_prepare(j, &first, s, e);
+  first_close(&first);
+  return r;
 }
 
 /* Refusals of what was asked for, and of who asked, are in the audit log; overload and shutdown are not anybody's doing. */
@@ -278,6 +195,7 @@ enum MHD_Result answer_images(struct exchange *x)
     }
   } else {
     /* Suspend first: the job may be done before job_submit returns, and then it finds the connection suspended. */
+    x->then = answer_images_done;
     exchange_sleep(x);
   }
   x->stream.listener.wake = wake_listener;

@@ -111,12 +111,14 @@ static void job_clear(struct job *j)
   j->stamp = (struct safety_stamp){0};
   j->submitted_ns = j->taken_ns = 0;
   j->tokens = j->started = j->live = 0;
+  j->preview_ns = 0;
   j->previews_planned = j->previews = j->is_preview_recorded = 0;
   atomic_store(&j->drawn, 0);
   atomic_store(&j->steps_done, 0);
   atomic_store(&j->wants_preview, 0);
   atomic_store(&j->is_previewing, 0);
   j->listeners = NULL;
+  j->taken = NULL;
   j->times = (struct stage_times){0};
   j->err = (struct err){0};
   j->parcel = (struct parcel){.job = j};

@@ -139,6 +139,7 @@ struct job {
 
   _Atomic int wants_preview;      /* set by who looks, cleared by the device thread when it takes a snapshot */
   int previews_planned;           /* device thread: how many of req.previews were taken */
+  int64_t preview_ns;             /* device thread: when the last snapshot was taken */
   int preview_step, preview_picture; /* what the preview on its way shows; device thread until it is sent */
   _Atomic int is_previewing;      /* one is on its way: the device thread takes no other */
   uint8_t *preview_rgb;           /* stage thread, then encoder */
@@ -155,6 +156,7 @@ struct job {
   struct buf body;                /* the answer */
   struct parcel parcel, preview_parcel;
 
+  void (*taken)(void *arg);       /* device thread: it begins; NULL: nobody minds. With wake_arg */
   void (*wake)(void *arg);
   void *wake_arg;
 };

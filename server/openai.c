@@ -10,12 +10,13 @@
 #include "server/encode.h"
 
 /* The result as the wire format wants it; pic has room for its pictures. */
-static struct openai_result result_of(struct job *j, const struct serving *s, const struct recipe *recipe, struct openai_picture *pic)
+static struct openai_result result_of(struct job *j, const struct serving *s, const struct recipe *recipe, const char *const *url,
+                                      struct openai_picture *pic)
 {
   int f = s->info->vae_factor;
 
   for (int i = 0; i < j->req.n; i++)
-    pic[i] = (struct openai_picture){.file = j->file[i].p, .len = j->file[i].len, .seed = j->pic[i].seed, .url = NULL};
+    pic[i] = (struct openai_picture){.file = j->file[i].p, .len = j->file[i].len, .seed = j->pic[i].seed, .url = url ? url[i] : NULL};
   return (struct openai_result){
       .picture = pic,
       .n = j->req.n,
@@ -47,7 +48,7 @@ static int encode(struct job *j, const struct serving *s, struct err *e)
 {
   struct openai_picture pic[REQUEST_N_MAX];
   struct recipe recipe = encoder_recipe(j, 0, s);
-  struct openai_result res = result_of(j, s, &recipe, pic);
+  struct openai_result res = result_of(j, s, &recipe, NULL, pic);
   int r = 0;
 
   if (j->req.reply != REPLY_STREAM)
@@ -59,6 +60,15 @@ static int encode(struct job *j, const struct serving *s, struct err *e)
     r = openai_encode_completed(&j->body, &v, &res, e);
   }
   return r;
+}
+
+int openai_encode_job(struct job *j, const struct serving *s, const char *const *url, struct err *e)
+{
+  struct openai_picture pic[REQUEST_N_MAX];
+  struct recipe recipe = encoder_recipe(j, 0, s);
+  struct openai_result res = result_of(j, s, &recipe, url, pic);
+
+  return openai_encode_result(&j->body, &res, e);
 }
 
 static int encode_preview(struct buf *out, const struct job *j, const struct blob *b, struct err *e)
@@ -76,9 +86,10 @@ const struct surface surface_openai = {
     .encode_error_event = openai_encode_error_event,
 };
 
-static int decode_generation(struct request *r, struct exchange *x, const struct request_limits *lim, struct err *e)
+static int decode_generation(struct job *j, struct first *first, const struct drawing_body *b, const struct request_limits *lim, struct err *e)
 {
-  return openai_decode(r, x->body.p ? x->body.p : "", x->body.len, lim, e);
+  (void)first;
+  return openai_decode(&j->req, b->p, b->len, lim, e);
 }
 
 const struct drawing openai_generations = {.surface = &surface_openai, .decode = decode_generation};

@@ -9,4 +9,7 @@
 extern const struct drawing openai_generations; /* POST /v1/images/generations */
 extern const struct drawing openai_edits;       /* POST /v1/images/edits */
 
+/* Encoder thread: the result of j into its body, with addresses instead of the pictures. */
+MUST_CHECK int openai_encode_job(struct job *j, const struct serving *s, const char *const *url, struct err *e);
+
 #endif

@@ -206,7 +206,19 @@ static int has_styles(const struct safety_target *t)
   return 0;
 }
 
-static int resolve(const struct active *a, const char *token, const struct safety_style *style, int n, struct safety_target *t,
+/* A tenant by name: who showed a key once and is remembered. */
+static int find_tenant(const struct policy *p, const char *name, int *profile, const char **tenant, struct err *e)
+{
+  for (int i = 0; i < p->n_tenants; i++)
+    if (!strcmp(p->tenant[i].name, name)) {
+      *profile = p->tenant[i].profile;
+      *tenant = p->tenant[i].name;
+      return 0;
+    }
+  return err_set(e, E_AUTH, "there is no tenant %s any more", name);
+}
+
+static int resolve(const struct active *a, const char *token, const char *name, const struct safety_style *style, int n, struct safety_target *t,
                    int *pending, struct err *e)
 {
   const struct policy_profile *f;
@@ -216,7 +228,7 @@ static int resolve(const struct active *a, const char *token, const struct safet
 
   if (!a)
     return err_set(e, E_POLICY, "safety_unavailable: the safety adapters are being loaded");
-  if (policy_authenticate(a->policy, token, &at, &tenant, e))
+  if (name && *name ? find_tenant(a->policy, name, &at, &tenant, e) : policy_authenticate(a->policy, token, &at, &tenant, e))
     return e->code;
   f = &a->policy->profile[at];
   memcpy(t->tenant, tenant, strlen(tenant) + 1);
@@ -239,8 +251,8 @@ static int resolve(const struct active *a, const char *token, const struct safet
   return 0;
 }
 
-int safety_resolve(struct safety *s, const char *token, const struct safety_style *style, int n, struct safety_target **out,
-                   int *pending, struct err *e)
+static int make_target(struct safety *s, const char *token, const char *name, const struct safety_style *style, int n, struct safety_target **out,
+                       int *pending, struct err *e)
 {
   struct safety_target *t = calloc(1, sizeof *t);
   int r;
@@ -251,10 +263,21 @@ int safety_resolve(struct safety *s, const char *token, const struct safety_styl
     return err_set(e, E_NOMEM, "out of memory for a request");
   atomic_init(&t->refs, 1);
   t->message.kind = MESSAGE_PREPARE;
-  r = resolve(active_enter(s), token, style, n, t, pending, e);
+  r = resolve(active_enter(s), token, name, style, n, t, pending, e);
   active_leave(s);
   *out = t; /* also after failure: who asked is known, for the audit record */
   return r;
+}
+
+int safety_resolve(struct safety *s, const char *token, const struct safety_style *style, int n, struct safety_target **t, int *pending, struct err *e)
+{
+  return make_target(s, token, NULL, style, n, t, pending, e);
+}
+
+int safety_resolve_tenant(struct safety *s, const char *tenant, const struct safety_style *style, int n, struct safety_target **t, int *pending,
+                          struct err *e)
+{
+  return make_target(s, NULL, tenant, style, n, t, pending, e);
 }
 
 void safety_prepare(struct safety *s, struct safety_target *t, const _Atomic int *stop, void (*ready)(void *arg, const struct err *err), void *arg)

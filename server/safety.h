@@ -62,6 +62,9 @@ MUST_CHECK int safety_ready(struct safety *s, struct err *e);
  */
 MUST_CHECK int safety_resolve(struct safety *s, const char *token, const struct safety_style *style, int n,
                               struct safety_target **t, int *pending, struct err *e);
+/* The same for a durable job after a restart: the tenant of that name, "" for who showed no key. E_AUTH: the policy has no such tenant any more. */
+MUST_CHECK int safety_resolve_tenant(struct safety *s, const char *tenant, const struct safety_style *style, int n, struct safety_target **t,
+                                     int *pending, struct err *e);
 /* Calls ready(arg, err) once, from the loader thread, when t can be drawn or cannot (err->code: E_ARG for a cancelling style, E_POLICY, ...). */
 /* *stop: 0, or the E_* why it is not wanted any more; lives until ready is called. What is not wanted when its turn comes is not composed: err->code is
  * that. */

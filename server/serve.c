@@ -9,6 +9,8 @@
  *      stage      stage.c    pictures sent to it, a lane           stage_next, its lane     touch a connection, JSON or a file
  *      encoder    encode.c   DRAWN jobs, previews                  parcel_next, audit       call the device
  *      audit      audit.c    the audit log                         its queue, the disk      touch a job
+ *      store      store.c    durable jobs and files                its queue, the disk      block in a done
+ *      async      async.c    the backlog of the last run           the store, room          outlive the drain
  *      loader     safety_*.c adapters, generations, PREPARING jobs its inbox, files, audit  touch a RUNNING job, publish unverified
  *      admin      admin.c    the operator's connections, a thread  the loader, audit        touch a job, decide what policy decides
  *                            for each
@@ -31,6 +33,7 @@
 #include <unistd.h>
 
 #include "server/admin.h"
+#include "server/async.h"
 #include "server/audit.h"
 #include "server/commands.h"
 #include "server/config.h"
@@ -38,6 +41,7 @@
 #include "server/http.h"
 #include "server/limits.h"
 #include "server/log.h"
+#include "server/store.h"
 #include "server/version.h"
 #include "server/worker.h"
 
@@ -53,6 +57,8 @@ struct server {
   struct audit *audit;
   struct safety *safety;
   struct admin *admin;
+  struct store *store;
+  struct async async;
   int signal_fd, event_fd;
 };
 
@@ -146,6 +152,7 @@ static void drain(struct server *s)
 
   http_stopping(&s->http);
   jobs_refuse(&s->jobs);
+  async_stop(&s->async);
   if (left || worker_state(&s->worker) != WORKER_FAILED)
     log_event("stopping: %d requests have %d s to finish", left, s->cfg.drain_s);
   while ((left = jobs_count(&s->jobs).active)) {
@@ -160,7 +167,7 @@ static void drain(struct server *s)
       second_signal(sig);
   }
   last = clock_ns() + (int64_t)LAST_ANSWERS_MS * 1000000;
-  while (http_exchanges(&s->http) && clock_ns() < last) {
+  while (http_asking(&s->http) || (http_exchanges(&s->http) && clock_ns() < last)) {
     sig = wait_signal(s, DRAIN_TICK_MS);
     if (sig)
       second_signal(sig);
@@ -174,7 +181,21 @@ static int open_safety(struct server *s, struct err *e)
       admin_open(&s->admin, &s->cfg, s->safety, s->audit, e))
     return e->code;
   worker_set_safety(&s->worker, s->safety);
+  if (async_open(&s->async, &s->jobs, &s->worker, s->store, e))
+    return e->code;
+  atomic_store(&s->http.async, &s->async);
   return 0;
+}
+
+static int open_store(struct server *s, struct err *e)
+{
+  struct store_limits limits = {
+      .results_ms = (int64_t)s->cfg.results_s * 1000,
+      .history_ms = (int64_t)s->cfg.history_s * 1000,
+      .results_bytes = (uint64_t)s->cfg.results_mb << 20,
+  };
+
+  return store_open(&s->store, s->cfg.state, &limits, e);
 }
 
 /* Until a signal, or until the worker failed, which e then says. Returns the exit status. */
@@ -232,7 +253,7 @@ static int serve(struct server *s, struct err *e)
 {
   int status = 1;
 
-  if (check_policy(&s->cfg, e) || open_signals(s, e) || raise_file_limit(&s->cfg, e) || open_audit(s, e) ||
+  if (check_policy(&s->cfg, e) || open_signals(s, e) || raise_file_limit(&s->cfg, e) || open_audit(s, e) || open_store(s, e) ||
       jobs_open(&s->jobs, s->cfg.queue, s->cfg.running, e) || limits_open(&s->limits, TENANTS_COUNTED, e))
     goto out;
   s->jobs.limits = s->limits;
@@ -251,6 +272,8 @@ out:
   worker_join(&s->worker);
   encoder_join(&s->encoder);
   http_close(&s->http);
+  async_close(&s->async);
+  store_close(s->store);
   admin_close(s->admin);
   safety_close(s->safety);
   worker_close(&s->worker);

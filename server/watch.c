@@ -75,7 +75,6 @@ void watch_stream(struct watch *w, int at, void (*poke)(void *arg), void *arg, i
   stir(w);
 }
 
-/* ---- the watcher thread ---- */
 
 /* The caller holds the lock. It is not poked again until the stream says that it sleeps again. */
 static void poke(struct watch_entry *n)
@@ -89,6 +88,17 @@ struct overdue {
   struct job *job;
   uint64_t serial;
 };
+
+void watch_poke_all(struct watch *w)
+{
+  lock_take(&w->lock);
+  for (int i = 0; i < w->high; i++)
+    if (w->entry[i].phase == WATCH_STREAMING && !w->entry[i].is_gone)
+      poke(&w->entry[i]);
+  lock_drop(&w->lock);
+}
+
+/* ---- the watcher thread ---- */
 
 /* Shuts down what is late, finds one job whose deadline passed, lists the sockets to poll. Returns ms until the next deadline. */
 static int look_around(struct watch *w, int *polls, struct overdue *late)

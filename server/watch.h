@@ -61,6 +61,7 @@ void watch_remove(struct watch *w, int at);                  /* takes -1 */
 void watch_phase(struct watch *w, int at, enum watch_phase phase, int64_t deadline_ns); /* takes -1 */
 void watch_job(struct watch *w, int at, struct job *j, uint64_t serial, int64_t deadline_ns);
 /* poke(arg) when the client is gone, or at the deadline; once. */
+void watch_poke_all(struct watch *w); /* any thread */
 void watch_stream(struct watch *w, int at, void (*poke)(void *arg), void *arg, int64_t deadline_ns);
 
 #endif

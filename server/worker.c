@@ -39,6 +39,9 @@ void worker_set_safety(struct worker *w, struct safety *s)
 /* Pictures in one pass where rows share it, when the operator does not say. */
 enum { BATCH_SHARED = 8 };
 
+/* Looks are free, previews are not: one that nobody planned comes no sooner after another. */
+static const int64_t PREVIEW_EVERY_NS = 300000000;
+
 static void set_state(struct worker *w, enum worker_state state)
 {
   uint64_t one = 1;
@@ -234,6 +237,8 @@ static int is_preview_due(struct job *j, struct picture *p)
     j->previews_planned++;
     return 1;
   }
+  if (clock_ns() - j->preview_ns < PREVIEW_EVERY_NS)
+    return 0;
   return atomic_exchange(&j->wants_preview, 0);
 }
 
@@ -248,6 +253,7 @@ static void take_preview(struct worker *w, struct picture *p)
     j->preview_rgb = malloc((size_t)j->req.width * (size_t)j->req.height * 3);
   if (!j->preview_rgb || draw_snapshot(p->draw, &ignored))
     return;
+  j->preview_ns = clock_ns();
   j->preview_step = draw_step_index(p->draw);
   j->preview_picture = (int)(p - j->pic);
   atomic_store(&j->is_previewing, 1);
@@ -338,6 +344,8 @@ static struct job *next_job(struct worker *w)
   while ((j = job_take(w->jobs)) && !begin_job(w, j))
     ;
   w->filling = j;
+  if (j && j->taken)
+    j->taken(j->wake_arg);
   return j;
 }
 

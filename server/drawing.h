@@ -1,0 +1,41 @@
+/*
+ * drawing.h - what a body asks for becomes a job: decoded, authorised, resolved to a safety, tokenised.
+ *
+ * Called by images.c (a request), async.c (a durable job after a restart). Threads: the thread that owns the job.
+ */
+#ifndef SAFELIGHT_SERVER_DRAWING_H
+#define SAFELIGHT_SERVER_DRAWING_H
+
+#include "proto/first.h"
+#include "server/job.h"
+#include "server/surface.h"
+
+struct drawing_body {
+  const char *p;
+  size_t len;
+  const char *type;   /* Content-Type; NULL: none */
+};
+
+/* What a route that draws makes of its body. */
+struct drawing {
+  const struct surface *surface;
+  /* Fills j->req, and first with the pictures in the body, which may borrow from it. After failure first is still to be closed. */
+  int (*decode)(struct job *j, struct first *first, const struct drawing_body *b, const struct request_limits *lim, struct err *e);
+};
+
+/* Who asks: by a key, or again by the name that a key once showed. */
+struct drawing_who {
+  const char *token;  /* NULL: none shown */
+  const char *tenant; /* when not NULL: the tenant of this name, or who has no key when it is "" */
+  const uint64_t *seed; /* that was drawn for it the first time; NULL: there was none */
+};
+
+/* j is RESERVED and has its id; first is initialised, and borrows from the body until it is closed. Who may not ask, or cannot be drawn for now, is told
+ * so first. *pending: a generation is to be composed before it can be drawn. After failure the job is the caller's to release; its target, if there is one, says who
+ * asked. Costs no memory to speak of: whoever has limits asks them between the two. */
+MUST_CHECK int drawing_read(struct job *j, const struct drawing *dr, struct first *first, const struct drawing_body *b, const struct serving *s,
+                            struct safety *safety, const struct drawing_who *who, int *pending, struct err *e);
+/* Pixels of the first picture, memory and tokens for each picture to be drawn. */
+MUST_CHECK int drawing_prepare(struct job *j, const struct first *first, const struct serving *s, struct err *e);
+
+#endif
