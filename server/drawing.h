@@ -30,9 +30,9 @@ struct drawing_who {
   const uint64_t *seed; /* that was drawn for it the first time; NULL: there was none */
 };
 
-/* j is RESERVED and has its id; first is initialised, and borrows from the body until it is closed. Who may not ask, or cannot be drawn for now, is told
- * so first. *pending: a generation is to be composed before it can be drawn. After failure the job is the caller's to release; its target, if there is one, says who
- * asked. Costs no memory to speak of: whoever has limits asks them between the two. */
+/* j is RESERVED and has its id; first is initialised, and borrows from the body until it is closed. Who may not ask, or cannot be drawn for now,
+ * is told so first. *pending: a generation is to be composed before it can be drawn. After failure the job is the caller's to release; its target, if there
+ * is one, says who asked. Costs no memory to speak of: whoever has limits asks them between the two. */
 MUST_CHECK int drawing_read(struct job *j, const struct drawing *dr, struct first *first, const struct drawing_body *b, const struct serving *s,
                             struct safety *safety, const struct drawing_who *who, int *pending, struct err *e);
 /* Pixels of the first picture, memory and tokens for each picture to be drawn. */
