@@ -85,6 +85,14 @@ int images_serving(struct http *h, const struct serving **s, struct safety **saf
   return 0;
 }
 
+/* The file that the Accept header asks for; it has the last word over the body, since it names what the client is ready to read. NULL: the body's. */
+static void set_file_format(struct job *j, const char *type)
+{
+  for (enum image_format f = IMAGE_PNG; type && f <= IMAGE_WEBP; f++)
+    if (!strcmp(type, image_mime(f)))
+      j->req.format = f;
+}
+
 int images_build(struct exchange *x, int *pending, struct err *e)
 {
   struct drawing_body body = {.p = x->body.p ? x->body.p : "", .len = x->body.len, .type = exchange_header(x, MHD_HTTP_HEADER_CONTENT_TYPE)};
@@ -106,6 +114,8 @@ int images_build(struct exchange *x, int *pending, struct err *e)
     r = err_field(e, E_ARG, "n", "n must be 1 when the picture itself is asked for with Accept: %s", x->file_type);
   if (!r && j->wants_file && j->req.reply == REPLY_STREAM)
     r = err_field(e, E_ARG, "stream", "stream and Accept: %s exclude each other", x->file_type);
+  if (!r)
+    set_file_format(j, x->file_type);
   r = r ? r : set_caller(x, j, e);
   r = r ? r : drawing_prepare(j, &first, s, e);
   first_close(&first);

@@ -53,6 +53,33 @@ def test_raw_png_and_its_headers(daemon):
                                            .json["data"][0]["b64_json"])
 
 
+def exif_comment(image):
+    comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment.startswith(b"UNICODE\0")
+    return comment[8:].decode("utf-16-be")
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_formats(daemon, name):
+    """A format's file is the PNG's picture, with the recipe and the provenance, by Accept and by output_format, the same bytes each time."""
+    png = open_png(daemon.png())
+    answer = daemon.post({**QUICK, "output_compression": 100}, Accept=f"image/{name}")
+    assert answer.status == 200 and answer.headers["content-type"] == f"image/{name}"
+    assert answer.headers["content-disposition"].endswith(f'.{name}"')
+    image = Image.open(io.BytesIO(answer.body))
+    image.load()
+    assert image.format == name.upper() and image.mode == "RGB" and image.size == png.size
+    apart = max(abs(a - b) for a, b in zip(image.tobytes(), png.tobytes()))
+    assert apart == 0 if name == "webp" else apart < 16  # WebP of quality 100 loses nothing
+    assert exif_comment(image) == png.info["parameters"]
+    assert image.info["xmp"].decode() == png.info["XML:com.adobe.xmp"]
+    json = daemon.post({**QUICK, "output_format": name, "output_compression": 100}).json
+    assert json["output_format"] == name
+    assert base64.b64decode(json["data"][0]["b64_json"], validate=True) == answer.body
+    sizes = [len(daemon.post({**QUICK, "output_compression": q}, Accept=f"image/{name}").body) for q in (0, 60, 100)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
 @pytest.mark.parametrize("accept, png", [
     ("image/png", True), ("image/png;q=0.9, application/json;q=0.5", True), ("image/*", False), ("*/*", False),
     ("application/json, image/png", False), ("application/json;q=0.1, image/png", True), ("image/png;q=0", False),
