@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "models/config_read.h"
 
@@ -406,6 +407,32 @@ int index_config_load(struct index_config *c, const char *path, struct err *e)
 
   if (!code)
     code = index_config_parse(c, text, n, path, e);
+  free(text);
+  return code;
+}
+
+int pad_token_load(char *token, size_t cap, const char *path, struct err *e)
+{
+  struct config_reader r = {0};
+  const json_t *v;
+  char *text;
+  size_t n;
+  int code;
+
+  token[0] = 0;
+  if (access(path, F_OK) && errno == ENOENT)
+    return 0;
+  code = read_file(path, &text, &n, e);
+  if (!code)
+    code = config_open(&r, text, n, path, e);
+  v = json_object_get(r.root, "pad_token"); /* a string, or an object with "content" */
+  if (json_is_object(v))
+    v = json_object_get(v, "content");
+  if (!code && v && !json_is_null(v) && (!json_is_string(v) || json_string_length(v) >= cap))
+    code = err_field(e, E_FILE, path, "%.150s: pad_token is not a string of at most %zu bytes", path, cap - 1);
+  else if (!code && json_is_string(v))
+    snprintf(token, cap, "%s", json_string_value(v));
+  config_close(&r);
   free(text);
   return code;
 }

@@ -94,6 +94,8 @@ MUST_CHECK int vae_config_load(struct vae_config *c, const char *path, struct er
 MUST_CHECK int clip_config_load(struct clip_config *c, const char *path, struct err *e);
 MUST_CHECK int schedule_config_load(struct schedule_config *c, const char *path, struct err *e);
 MUST_CHECK int index_config_load(struct index_config *c, const char *path, struct err *e);
+/* The pad token that special_tokens_map.json or tokenizer_config.json names; "" when the file does not say, or is not there. */
+MUST_CHECK int pad_token_load(char *token, size_t cap, const char *path, struct err *e);
 
 /* The same from n bytes in memory; label stands for the path in messages. */
 MUST_CHECK int unet_config_parse(struct unet_config *c, const char *text, size_t n, const char *label, struct err *e);

@@ -6,7 +6,6 @@
  */
 #include "models/model.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,36 +34,22 @@ MUST_CHECK static int join(char *out, size_t cap, const char *dir, const char *f
   return 0;
 }
 
-/* A value of special_tokens_map.json is a string or an object with "content". */
-static const char *token_content(const json_t *v)
-{
-  return json_is_object(v) ? json_string_value(json_object_get(v, "content")) : json_string_value(v);
-}
-
 /* The pad token: SD1.x pads with the end mark, SD2.x with "!"; the tokenizer's own files say which. */
 MUST_CHECK static int load_pad(struct model *m, const char *dir, struct err *e)
 {
   static const char *const files[] = {"special_tokens_map.json", "tokenizer_config.json"};
-  char path[4096];
-  const char *text;
-  json_t *root;
-  int r;
+  char path[4096], token[128];
+  int r = 0;
 
   m->pad = tokenizer_eos(m->tokenizer);
-  for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-    r = join(path, sizeof path, dir, files[i], e);
-    if (r)
+  *token = 0;
+  for (size_t i = 0; !r && !*token && i < sizeof files / sizeof *files; i++) {
+    if ((r = join(path, sizeof path, dir, files[i], e)) || (r = pad_token_load(token, sizeof token, path, e)))
       return r;
-    root = json_load_file(path, 0, NULL);
-    text = token_content(json_object_get(root, "pad_token"));
-    r = 0;
-    if (text && (m->pad = tokenizer_find(m->tokenizer, text)) < 0)
-      r = err_field(e, E_FILE, path, "%s: the pad token \"%.40s\" is not in the vocabulary", path, text);
-    json_decref(root);
-    if (r || text)
-      return r;
+    if (*token && (m->pad = tokenizer_find(m->tokenizer, token)) < 0)
+      r = err_field(e, E_FILE, path, "%s: the pad token \"%.40s\" is not in the vocabulary", path, token);
   }
-  return 0;
+  return r;
 }
 
 /* Fills m->info from the networks. */

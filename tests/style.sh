@@ -63,7 +63,7 @@ only() { # only HEADER ALLOWED-REGEX WORDS: no other file of the product include
 only microhttpd.h '^server/(exchange\.h|admin\.c)$' 'server/exchange.h and server/admin.c'
 only dnnl '^kernels/cpu/' kernels/cpu/
 only sqlite3.h '^server/(db|audit_db|store_db)\.c$' 'server/db.c, audit_db.c and store_db.c'
-only jansson.h '^(base/json_load\.[ch]|proto/.*|models/(adapter_inspect|adapter_scale|adapter_write|config|config_read|model|checkpoint|safetensors|tokenizer|manifest|manifest_write|manifest_parts)\.[ch])$' 'proto/ and the readers of a checkpoint and of adapters in models/'
+only jansson.h '^(base/json_load\.[ch]|proto/.*|models/(adapter_inspect|adapter_scale|adapter_write|config|config_read|checkpoint|safetensors|tokenizer|manifest|manifest_write|manifest_parts)\.[ch])$' 'proto/ and the readers of a checkpoint and of adapters in models/'
 only utf8proc.h '^(models/(unicode|tokenizer)\.c|proto/.*)$' 'models/unicode.c, models/tokenizer.c and proto/'
 only omp.h '^kernels/' kernels/
 only jpeglib.h '^proto/image_(read_)?jpeg\.c$' 'proto/image_jpeg.c and proto/image_read_jpeg.c'

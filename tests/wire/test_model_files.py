@@ -134,6 +134,14 @@ def test_broken_config(model):
     refused(model, "unet/config.json")
 
 
+@pytest.mark.parametrize("text, says", [('{"pad_token": "<|endoftext|>"', "line 1"), ('{"pad_token": 3}', "pad_token"), ('{"pad_token": "no such token"}', "vocabulary")])
+def test_broken_pad_token(model, text, says):
+    path = model / "tokenizer/special_tokens_map.json"
+    path.unlink()
+    path.write_text(text)
+    refused(model, "special_tokens_map.json", says)
+
+
 def test_the_copy_itself_is_fine(model):
     """The control: the same copy, untouched, starts (and is ended by the time limit of a check that it serves)."""
     process = subprocess.Popen([BINARY, "serve", "--port", "0", "--threads", "1", "--model", str(model), "--policy", POLICY], cwd=model.parent, env=ENV,
