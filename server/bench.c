@@ -14,12 +14,13 @@
 
 #include "kernels/cpu/peak.h"
 #include "models/pipeline.h"
+#include "server/bench_files.h"
 #include "server/bench_lora.h"
 #include "server/commands.h"
 
 struct options {
   const char *arch, *backend;
-  int size, steps, pictures, threads, json, force_f32, lora_rank;
+  int size, steps, pictures, threads, json, force_f32, lora_rank, files;
 };
 
 /* One picture's times, seconds. */
@@ -48,9 +49,10 @@ static const char usage[] =
   "      --threads N     0: as many as the machine has\n"
   "      --f32           keep activations in fp32 where bf16 would be chosen\n"
   "      --lora-rank N   also what an adapter of this rank on every attention projection costs a step\n"
+  "      --files [FILE]  instead: how long files of each format take, of the pictures named or of painted ones\n"
   "      --json          one JSON object instead of the table\n";
 
-enum { MAX_STEPS = 1000, MAX_PICTURES = 1000, OPT_F32 = 256, OPT_LORA_RANK };
+enum { MAX_STEPS = 1000, MAX_PICTURES = 1000, OPT_F32 = 256, OPT_LORA_RANK, OPT_FILES };
 
 static double now(void)
 {
@@ -210,6 +212,7 @@ MUST_CHECK static int parse(struct options *o, int argc, char **argv, int *want_
                                         {"steps", required_argument, NULL, 'n'},    {"pictures", required_argument, NULL, 'p'},
                                         {"backend", required_argument, NULL, 'b'},  {"threads", required_argument, NULL, 't'},
                                         {"lora-rank", required_argument, NULL, OPT_LORA_RANK},
+                                        {"files", no_argument, NULL, OPT_FILES},
                                         {"f32", no_argument, NULL, OPT_F32},        {"json", no_argument, NULL, 'j'},
                                         {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0}};
   int c, r = 0;
@@ -224,12 +227,13 @@ MUST_CHECK static int parse(struct options *o, int argc, char **argv, int *want_
     case 't': r = parse_int("--threads", optarg, 0, 1024, &o->threads, e); break;
     case OPT_LORA_RANK: r = parse_int("--lora-rank", optarg, 1, 1024, &o->lora_rank, e); break;
     case OPT_F32: o->force_f32 = 1; break;
+    case OPT_FILES: o->files = 1; break;
     case 'j': o->json = 1; break;
     case 'h': *want_help = 1; break;
     default: r = err_set(e, E_ARG, "unknown option"); break;
     }
   }
-  if (!r && optind < argc)
+  if (!r && optind < argc && !o->files)
     r = err_set(e, E_ARG, "what is \"%s\"?", argv[optind]);
   if (!o->pictures)
     o->pictures = strcmp(o->arch, "emoji") ? 1 : 5;
@@ -252,6 +256,11 @@ int bench_main(int argc, char **argv)
       fprintf(stderr, "safelight bench: %s\n", e.msg);
     fputs(usage, r ? stderr : stdout);
     return r ? 2 : 0;
+  }
+  if (o.files) {
+    if ((r = bench_files(argv + optind, argc - optind, o.size, &e)))
+      fprintf(stderr, "safelight bench: %s\n", e.msg);
+    return r ? 1 : 0;
   }
   cfg.threads = o.threads;
   cfg.force_f32 = o.force_f32;
