@@ -11,7 +11,11 @@ PORT    ?= 8080
 MODEL   ?= weights/emoji
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wshadow -Werror
-STD     := -std=c11 -D_GNU_SOURCE -I. -I$(BUILD) -fopenmp -fno-omit-frame-pointer
+# Headers and libraries that tests/gpu/pack gathered for a machine without packages.
+CARRY   := $(wildcard build/carry)
+COMMA   := ,
+CARRIED := $(if $(CARRY),-isystem $(CARRY)/include -L$(CARRY)/lib -Wl$(COMMA)-rpath$(COMMA)$(abspath $(CARRY))/lib)
+STD     := -std=c11 -D_GNU_SOURCE -I. -I$(BUILD) $(CARRIED) -fopenmp -fno-omit-frame-pointer
 SANFLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
 LIBS    := -lmicrohttpd -ljansson -ldeflate -lspng -ljpeg -lwebp -lwebpmux -lutf8proc -lsodium -lsqlite3 -ldnnl -lm -lpthread
 ALL_CFLAGS := $(STD) $(CFLAGS) $(WARN) $(SANFLAGS)
@@ -27,7 +31,7 @@ TEST_HELP_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/$(1)/test_%,$(wil
 FUZZ_BIN := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 .DEFAULT_GOAL := all
-.PHONY: cuda cudasim print-libs print-stub print-cuda all run test tests bench fuzz deps help clean style print-config FORCE
+.PHONY: cuda gpu-ops gpu-programs gpu-check cudasim print-libs print-stub print-cuda all run test tests bench fuzz deps help clean style print-config FORCE
 .SECONDARY:
 
 all: $(BUILD)/safelight ## build the server (after `make deps`)
@@ -117,7 +121,7 @@ SIM_FLAGS := -O1 -g -D_GNU_SOURCE -Itests/cudasim/include -I. -fsanitize=address
              -fno-omit-frame-pointer -fno-strict-aliasing -Wall -Wextra -Wvla -Wshadow -Werror
 SIM_C     := $(wildcard kernels/cuda/*.c tests/cudasim/*.c) $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) tests/golden/make_adapter.c
 SIM_OBJ   := $(patsubst %,$(SIM)/%.o,$(filter-out tests/cudasim/test_% kernels/cuda/vendor_%,$(SIM_C)) $(wildcard kernels/cuda/*.cu tests/cudasim/*.cu))
-SIM_BIN   := $(patsubst %.c,$(SIM)/%,$(wildcard tests/cudasim/test_*.c))
+SIM_BIN   := $(patsubst %.c,$(SIM)/%,$(wildcard tests/cudasim/test_*.c)) $(SIM)/tests/gpu/bench
 
 cudasim: $(SIM_BIN) ## build the CUDA backend's tests that need no GPU (clang)
 
@@ -139,6 +143,9 @@ $(SIM)/%.cu.o: %.cu
 $(SIM)/tests/cudasim/test_%: $(SIM)/tests/cudasim/test_%.c.o $(SIM_OBJ) $(BUILD)/libsafelight.a
 	clang++ -fsanitize=address,undefined -o $@ $^ $(LIBS) -lgomp -lcmocka
 
+$(SIM)/tests/gpu/bench: $(SIM)/tests/gpu/bench.c.o $(SIM_OBJ) $(BUILD)/libsafelight.a
+	clang++ -fsanitize=address,undefined -o $@ $^ $(LIBS) -lgomp -lcmocka
+
 # ---- the CUDA backend for GPUs: a shared object beside the program, which loads it when there is a GPU (CUDA=, ARCHS=) ----
 
 CUDA     ?= $(patsubst %/bin/nvcc,%,$(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
@@ -148,7 +155,7 @@ ARCHS    ?= 80 86 89 90a 100 120
 GPU      := build/cuda
 GPU_CU   := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.cu))
 GPU_C    := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.c) kernels/convert.c base/err.c)
-GPU_CC   := $(CC) -std=c11 -D_GNU_SOURCE -O2 -g $(WARN) -I. -isystem $(CUDA)/include -isystem $(CUDNN)/include -fPIC -fvisibility=hidden
+GPU_CC   := $(CC) -std=c11 -D_GNU_SOURCE -O2 -g $(WARN) -I. -isystem $(CUDA)/include -isystem $(CUDNN)/include $(if $(CARRY),-isystem $(CARRY)/include) -fPIC -fvisibility=hidden
 
 cuda: $(BUILD)/safelight-cuda.so $(GPU)/compile_graphs ## build the CUDA backend (needs nvcc, cuBLAS and cuDNN 9)
 
@@ -182,4 +189,31 @@ $(BUILD)/safelight-cuda.so: $(GPU_CU) $(GPU_C)
 $(GPU)/compile_graphs: tests/gpu/compile_graphs.c $(GPU)/kernels/cuda/vendor_graph.c.o $(GPU)/base/err.c.o
 	$(GPU_CC) -o $@ $^ -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 -lcudnn
 
--include $(shell find $(BUILD) $(SIM) $(GPU) -name '*.d' 2>/dev/null)
+# The simulator's tests and the benchmark on a real card. gpu-ops needs no library but cmocka; the others need what models/ needs.
+CARD      := build/card
+CARD_WRAP := $(foreach f,Malloc Free MallocHost FreeHost GraphInstantiate GraphLaunch GraphExecDestroy,-Wl,--wrap=cuda$f)
+CARD_LINK  = -fopenmp $(CARRIED) -L$(CUDA_LIB) -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDA_LIB) -Wl,-rpath,$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 \
+             -lcudart_static -lcublasLt -lcudnn -lcmocka -lstdc++ -lm -lrt -ldl -lpthread
+CARD_OPS  := $(patsubst %,$(CARD)/%.o,tests/cudasim/test_ops.c tests/gpu/card.c $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) \
+               $(wildcard kernels/ref*.c) kernels/backend.c)
+CARD_REST := $(patsubst %,$(CARD)/%.o,tests/gpu/card.c tests/golden/make_adapter.c)
+
+gpu-ops: $(CARD)/test_ops ## build the op tests for the card of this machine (ARCHS=, CUDA=, CUDNN=)
+gpu-programs: $(CARD)/test_model $(CARD)/test_pass $(CARD)/bench $(BUILD)/safelight-cuda.so ## build the rest for the card of this machine
+gpu-check: ## everything that a card can show, in one command and under ten minutes: tests/gpu/README.md
+	@tests/gpu/check
+
+$(CARD)/%.c.o: %.c $(GPU)/.flags | $(GPU)/.toolkit
+	@mkdir -p $(@D)
+	$(GPU_CC) -fopenmp -MMD -MP -c $< -o $@
+
+$(CARD)/test_ops: $(CARD_OPS) $(GPU_CU) $(GPU_C)
+	$(CC) -o $@ $^ $(CARD_WRAP) $(CARD_LINK)
+
+$(CARD)/bench: $(CARD)/tests/gpu/bench.c.o
+$(CARD)/test_model: $(CARD)/tests/cudasim/test_model.c.o
+$(CARD)/test_pass: $(CARD)/tests/cudasim/test_pass.c.o
+$(CARD)/bench $(CARD)/test_model $(CARD)/test_pass: $(CARD_REST) $(GPU_CU) $(GPU_C) $(BUILD)/libsafelight.a
+	$(CC) -o $@ $(filter %.o,$^) $(BUILD)/libsafelight.a $(CARD_WRAP) -ljansson -lutf8proc -lsodium $(CARD_LINK)
+
+-include $(shell find $(BUILD) $(SIM) $(GPU) $(CARD) -name '*.d' 2>/dev/null)

@@ -31,6 +31,11 @@ struct cudasim_event {
 
 static int capturing, fail_in, fail_graphs, device_count = 1;
 
+int cudasim_is_card(void)
+{
+  return 0;
+}
+
 void cudasim_fail_allocation(int n)
 {
   fail_in = n;

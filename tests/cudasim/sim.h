@@ -20,11 +20,16 @@
 #define SAFELIGHT_TESTS_CUDASIM_SIM_H
 
 #include <cuda_runtime_api.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+struct cudasim_stream;
+
+/* Whether this is a card after all: tests/gpu/card.c stands behind this header there. */
+int cudasim_is_card(void);
 /* The order in which threads of a block run, until the next call: 0 is ascending, others shuffle at every barrier. */
 void cudasim_seed(uint64_t seed);
 /* "" or what went wrong; survives until cudasim_reset(). */

@@ -1,0 +1,123 @@
+/*
+ * card.c - tests/cudasim/sim.h on a real card, so that the simulator's tests run there as they are: what they count and let fail is counted and
+ * made to fail between the backend and the CUDA runtime (the linker's --wrap sends the backend's calls through here).
+ *
+ * What has no meaning on a card does nothing: the order of threads is the card's. Linked to tests/cudasim/test_*.c by `make gpu-programs`.
+ * Threads: one, as in sim.h.
+ */
+#include "tests/cudasim/sim.h"
+
+cudaError_t __real_cudaMalloc(void **p, size_t bytes);
+cudaError_t __real_cudaFree(void *p);
+cudaError_t __real_cudaMallocHost(void **p, size_t bytes);
+cudaError_t __real_cudaFreeHost(void *p);
+cudaError_t __real_cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags);
+cudaError_t __real_cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s);
+cudaError_t __real_cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t __wrap_cudaMalloc(void **p, size_t bytes);
+cudaError_t __wrap_cudaFree(void *p);
+cudaError_t __wrap_cudaMallocHost(void **p, size_t bytes);
+cudaError_t __wrap_cudaFreeHost(void *p);
+cudaError_t __wrap_cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags);
+cudaError_t __wrap_cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s);
+cudaError_t __wrap_cudaGraphExecDestroy(cudaGraphExec_t exec);
+
+static struct cudasim_count count;
+static int fail_in, fail_graphs;
+
+int cudasim_is_card(void)
+{
+  return 1;
+}
+
+void cudasim_seed(uint64_t seed)
+{
+  (void)seed;
+}
+
+const char *cudasim_fault(void)
+{
+  cudaError_t e = cudaPeekAtLastError();
+
+  return e == cudaSuccess ? "" : cudaGetErrorString(e);
+}
+
+void cudasim_reset(void)
+{
+  (void)cudaGetLastError();
+}
+
+void cudasim_fail_allocation(int n)
+{
+  fail_in = n;
+}
+
+void cudasim_fail_graphs(int n)
+{
+  fail_graphs = n;
+}
+
+struct cudasim_count cudasim_counts(void)
+{
+  return count;
+}
+
+static cudaError_t counted(cudaError_t e)
+{
+  count.allocations += e == cudaSuccess;
+  count.live += e == cudaSuccess;
+  return e;
+}
+
+cudaError_t __wrap_cudaMalloc(void **p, size_t bytes)
+{
+  if (fail_in > 0 && --fail_in == 0)
+    return cudaErrorMemoryAllocation;
+  return counted(__real_cudaMalloc(p, bytes));
+}
+
+cudaError_t __wrap_cudaMallocHost(void **p, size_t bytes)
+{
+  if (fail_in > 0 && --fail_in == 0)
+    return cudaErrorMemoryAllocation;
+  return counted(__real_cudaMallocHost(p, bytes));
+}
+
+cudaError_t __wrap_cudaFree(void *p)
+{
+  count.live -= p != NULL;
+  return __real_cudaFree(p);
+}
+
+cudaError_t __wrap_cudaFreeHost(void *p)
+{
+  count.live -= p != NULL;
+  return p ? __real_cudaFreeHost(p) : cudaSuccess;
+}
+
+cudaError_t __wrap_cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags)
+{
+  cudaError_t e = cudaErrorNotSupported;
+
+  *exec = NULL;
+  if (fail_graphs > 0) {
+    fail_graphs--;
+    return e;
+  }
+  e = __real_cudaGraphInstantiate(exec, g, flags);
+  count.graphs += e == cudaSuccess;
+  count.live_graphs += e == cudaSuccess;
+  return e;
+}
+
+cudaError_t __wrap_cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s)
+{
+  count.replays++;
+  return __real_cudaGraphLaunch(exec, s);
+}
+
+cudaError_t __wrap_cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+  count.live_graphs -= exec != NULL;
+  return __real_cudaGraphExecDestroy(exec);
+}
