@@ -111,7 +111,7 @@ def all_sets(built):
     sets = {"none": []}
     sets.update({f"only {c}": [(file[c], 1.0)] for c in categories()})
     sets["all seven"] = [(file[c], 1.0) for c in categories()]
-    for path in sorted(pathlib.Path(built).glob("*.safetensors")):
+    for path in sorted(pathlib.Path(built).resolve().glob("*.safetensors")):
         sets[path.stem] = [(path, 1.0)]
     sets["shipped"] = [(ROOT / "weights/safety/merged.safetensors", 1.0)]
     return {n: s for n, s in sets.items() if all(f.exists() for f, _ in s)}

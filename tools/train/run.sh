@@ -13,9 +13,8 @@ out=$(realpath -m "${2:-$here/../../weights/emoji}")
 mkdir -p "$work" "$out"
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 
-if [ ! -x "$work/venv/bin/python" ]; then
-	/usr/bin/python3 -m venv "$work/venv"
-	"$work/venv/bin/pip" install --quiet $(grep -v open_clip "$here/requirements.txt")
+sh "$here/venv.sh" "$work"
+if [ ! -d "$work/clip" ]; then
 	"$work/venv/bin/pip" download --quiet --no-deps -d "$work" $(grep open_clip "$here/requirements.txt")
 	"$work/venv/bin/python" -m zipfile -e "$work"/open_clip_torch-*.whl "$work/clip"
 fi
