@@ -105,6 +105,10 @@ struct be_ops {
    * Closed with be_close, before be. */
   MUST_CHECK int (*open_lane)(struct be *lane, struct be *be, int threads, struct err *e);
 
+  /* At most so many threads (>= 1) for the later ops of this context. No result depends on it. A call that changes nothing costs nothing;
+   * shapes are seen anew for each count. */
+  void (*set_threads)(struct be *be, int threads);
+
   /*
    * A pass: ops that are called again and again in the same order with other numbers, as the UNet's are in every step. A backend may remember
    * their launches. Between begin and end only ops are called: no transfer, no sync, no embed, no count_nonfinite. `own` is memory

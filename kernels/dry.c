@@ -85,6 +85,11 @@ static int dry_open_lane(struct be *lane, struct be *be, int threads, struct err
   return 0;
 }
 
+static void dry_set_threads(struct be *be, int threads)
+{
+  (void)be, (void)threads;
+}
+
 static int dry_lowrank_load(struct be *be, const struct lowrank_desc *d, struct lowrank **l, struct err *e)
 {
   (void)be;
@@ -197,6 +202,7 @@ const struct be_ops be_dry = {
     .download = dry_download,
     .sync = dry_sync,
     .open_lane = dry_open_lane,
+    .set_threads = dry_set_threads,
     .pass_begin = be_pass_begin,
     .pass_end = be_pass_end,
     .weight_load = dry_weight_load,

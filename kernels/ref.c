@@ -40,6 +40,11 @@ static int ref_open_lane(struct be *lane, struct be *be, int threads, struct err
   return ref_open(lane, &(struct be_config){.threads = threads > 0 ? threads : be->threads}, e);
 }
 
+static void ref_set_threads(struct be *be, int threads)
+{
+  be->threads = threads;
+}
+
 static void ref_close(struct be *be)
 {
   struct ref_priv *p = be->priv;
@@ -192,6 +197,7 @@ const struct be_ops be_ref = {
     .download = ref_download,
     .sync = ref_sync,
     .open_lane = ref_open_lane,
+    .set_threads = ref_set_threads,
     .pass_begin = be_pass_begin,
     .pass_end = be_pass_end,
     .weight_load = ref_weight_load,

@@ -1,16 +1,22 @@
 /*
  * batch.c - see batch.h.
  *
- * A batch sorts its pictures so that those of one size come together and, among them, those of one generation: rows that read the same weights
- * share calls. Where rows are alone (be_ops.rows_are_alone), as many of one size as there is room for go through one pass (step.c).
+ * Where rows are alone (be_ops.rows_are_alone) a batch sorts its pictures so that those of one size come together and, among them, those of one
+ * generation: as many of one size as there is room for go through one pass (step.c), and rows that read the same weights share calls.
  *
- * Threads: the device thread.
+ * Elsewhere, on processors, every picture keeps a pass of its own. Two passes side by side on one thread each are faster than one after the other
+ * on two threads: a small network's steps are full of work that is too short to share, and threads that share a pass wait for each other at every
+ * op. So pictures are handed to lanes of one thread (crew.h); only fewer pictures than threads share these. The bits do not depend on it: no op
+ * lets them depend on its threads (kernels/backend.h, rule 5; tests/ops/test_threads.c).
+ *
+ * Threads: the device thread; crew.c's helpers touch only the draw that they step and its error.
  */
 #include "models/batch.h"
 
 #include <assert.h>
 #include <stdlib.h>
 
+#include "models/crew.h"
 #include "models/draw.h"
 
 /* A picture of the batch in the order in which it is worked on. */
@@ -22,6 +28,10 @@ struct entry {
 struct batch {
   struct model *m;
   int rows;                    /* of the UNet that a pass has room for */
+  struct crew *crew;           /* NULL where rows are alone */
+  int lanes;                   /* with the crew's: passes that run side by side */
+  int threads;                 /* of the machine, for steps */
+  int leave_free;
   struct entry entry[BATCH_MAX];
 };
 
@@ -35,6 +45,14 @@ static int rows_for(const struct model *m, int max_pictures)
   return rows < RUN_MAX_ROWS ? rows : RUN_MAX_ROWS;
 }
 
+/* More than there are pictures would never work. */
+static int helpers_for(const struct model *m, int max_pictures)
+{
+  int threads = m->be->ops->rows_are_alone ? 1 : m->be->threads;
+
+  return (threads < max_pictures ? threads : max_pictures) - 1;
+}
+
 MUST_CHECK static int arena_for(struct model *m, int width, int height, int rows, size_t *bytes, struct err *e)
 {
   double macs;
@@ -46,15 +64,19 @@ MUST_CHECK static int arena_for(struct model *m, int width, int height, int rows
 
 int batch_plan_bytes(struct model *m, int width, int height, int max_pictures, size_t *bytes, struct err *e)
 {
-  size_t main_bytes;
+  size_t main_bytes, lane;
   double macs;
   int r = arena_for(m, width, height, rows_for(m, max_pictures), bytes, e);
 
   if (!r)
     r = plan_arena(m, width, height, DRAW_ROWS, m->lane.work ? m->lane.work : LANE_ALL, &main_bytes, &macs, e);
   if (!r)
-    *bytes = *bytes > main_bytes ? *bytes - main_bytes : 0;
-  return r;
+    r = plan_arena(m, width, height, DRAW_ROWS, LANE_STEPS, &lane, &macs, e);
+  if (r)
+    return r;
+  *bytes = *bytes > main_bytes ? *bytes - main_bytes : 0;
+  *bytes += (size_t)helpers_for(m, max_pictures) * lane;
+  return 0;
 }
 
 int batch_open(struct batch **out, struct model *m, int max_pictures, struct err *e)
@@ -66,16 +88,20 @@ int batch_open(struct batch **out, struct model *m, int max_pictures, struct err
   *out = NULL;
   if (max_pictures < 1 || max_pictures > BATCH_MAX)
     return err_field(e, E_ARG, "batch", "a batch holds 1 to %d pictures; got %d", BATCH_MAX, max_pictures);
-  if (!m->reserved_width)
+  if (!(m->lane.work & LANE_STEPS))
     return err_set(e, E_INTERNAL, "a batch was opened before the model's memory was reserved");
   b = calloc(1, sizeof *b);
   if (!b)
     return err_set(e, E_NOMEM, "out of memory for a batch");
   b->m = m;
+  b->threads = m->be->threads;
+  b->lanes = 1 + helpers_for(m, max_pictures);
   b->rows = rows_for(m, max_pictures);
   r = arena_for(m, m->reserved_width, m->reserved_height, b->rows, &bytes, e);
   if (!r && bytes > m->lane.arena.size)
     r = lane_reserve(&m->lane, bytes, e);
+  if (!r && !m->be->ops->rows_are_alone)
+    r = crew_open(&b->crew, m, b->lanes - 1, LANE_STEPS, e);
   if (r) {
     batch_close(b);
     return r;
@@ -86,8 +112,13 @@ int batch_open(struct batch **out, struct model *m, int max_pictures, struct err
 
 void batch_close(struct batch *b)
 {
+  if (!b)
+    return;
+  crew_close(b->crew);
   free(b);
 }
+
+/* ---- where rows are alone: pictures share a pass ---- */
 
 /* By size, then by generation; equal ones stay as they came. */
 static int comes_before(const struct draw *a, const struct draw *b)
@@ -99,13 +130,13 @@ static int comes_before(const struct draw *a, const struct draw *b)
   return (uintptr_t)a->g < (uintptr_t)b->g;
 }
 
-static void sort(struct entry *entry, int n)
+static void sort(struct entry *entry, int n, int (*before)(const struct draw *a, const struct draw *b))
 {
   for (int i = 1; i < n; i++) {
     struct entry mine = entry[i];
     int k = i;
 
-    for (; k > 0 && comes_before(mine.d, entry[k - 1].d); k--)
+    for (; k > 0 && before(mine.d, entry[k - 1].d); k--)
       entry[k] = entry[k - 1];
     entry[k] = mine;
   }
@@ -134,12 +165,60 @@ static int group(const struct batch *b, const struct entry *entry, int n)
 {
   int k = 0, rows = 0;
 
-  if (!b->m->be->ops->rows_are_alone)
-    return 1;
   while (k < n && entry[k].d->h == entry[0].d->h && entry[k].d->w == entry[0].d->w && rows + entry[k].d->rows <= b->rows)
     rows += entry[k++].d->rows;
   return k;
 }
+
+static void step_shared(struct batch *b, int n)
+{
+  sort(b->entry, n, comes_before);
+  for (int i = 0, k; i < n; i += k) {
+    k = group(b, b->entry + i, n - i);
+    step_together(b, b->entry + i, k);
+  }
+}
+
+/* ---- elsewhere: each picture its own pass, side by side ---- */
+
+/* What a step of this picture costs, in no particular unit: the numbers that go through the network. */
+static double cost(const struct draw *d)
+{
+  return (double)(d->rows * d->h * d->w);
+}
+
+static int is_larger(const struct draw *a, const struct draw *b)
+{
+  return cost(a) > cost(b);
+}
+
+/* One picture on one lane; on any thread. */
+static void step_one(void *arg, struct lane *l, int i)
+{
+  struct entry *entry = arg;
+
+  if (step_draws(l, &entry[i].d, 1, entry[i].err))
+    assert(entry[i].err->code);
+}
+
+/* The largest first, so that the last to be taken are short. Fewer pictures than lanes share the threads evenly; more get one thread each, also
+ * when the last round leaves threads idle: the pool of a shared pass would spin for its next one where the others want to work. */
+static void step_beside(struct batch *b, int n)
+{
+  int threads = n > 0 && n < b->lanes ? (b->threads - b->leave_free) / n : b->threads / b->lanes;
+
+  if (n < 1)
+    return;
+  sort(b->entry, n, is_larger);
+  crew_run(b->crew, &b->m->lane, n, threads > 1 ? threads : 1, step_one, b->entry);
+}
+
+void batch_leave_free(struct batch *b, int threads)
+{
+  b->leave_free = threads < 0 ? 0 : threads;
+}
+
+/* ---- any ---- */
 
 /* Up to BATCH_MAX pictures. */
 static void step_some(struct batch *b, struct draw *const *d, int n, struct err *err)
@@ -153,11 +232,10 @@ static void step_some(struct batch *b, struct draw *const *d, int n, struct err 
     else
       b->entry[count++] = (struct entry){d[i], &err[i]};
   }
-  sort(b->entry, count);
-  for (int i = 0, k; i < count; i += k) {
-    k = group(b, b->entry + i, count - i);
-    step_together(b, b->entry + i, k);
-  }
+  if (b->m->be->ops->rows_are_alone)
+    step_shared(b, count);
+  else
+    step_beside(b, count);
 }
 
 void batch_step(struct batch *b, struct draw *const *d, int n, struct err *err)

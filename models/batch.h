@@ -25,6 +25,10 @@ MUST_CHECK int batch_plan_bytes(struct model *m, int width, int height, int max_
 MUST_CHECK int batch_open(struct batch **b, struct model *m, int max_pictures, struct err *e);
 void batch_close(struct batch *b); /* takes NULL; before the model is closed */
 
+/* Other lanes compute on so many threads of the machine just now (0 after batch_open): a pass that more threads share leaves as many free for them.
+ * For a processor a shared pass beside other work is slow out of all proportion, because its threads wait for each other at every op. */
+void batch_leave_free(struct batch *b, int threads);
+
 /* One step for each of n started draws that are not done; each is there once. err has n entries, which are overwritten: code 0 where the step
  * was done, else that picture has failed and must be closed, while the others live. After E_DEVICE (then in every entry) none may go on. */
 void batch_step(struct batch *b, struct draw *const *d, int n, struct err *err);

@@ -14,13 +14,14 @@
 
 #include "kernels/cpu/peak.h"
 #include "models/pipeline.h"
+#include "server/bench_batch.h"
 #include "server/bench_files.h"
 #include "server/bench_lora.h"
 #include "server/commands.h"
 
 struct options {
   const char *arch, *backend;
-  int size, steps, pictures, threads, json, force_f32, lora_rank, files;
+  int size, steps, pictures, threads, json, force_f32, lora_rank, files, batch;
 };
 
 /* One picture's times, seconds. */
@@ -31,6 +32,7 @@ struct times {
 struct report {
   struct times t;
   struct lora_cost lora;         /* 0 without --lora-rank */
+  struct batch_gain batch;       /* 0 without --batch */
   double matmul_peak, conv_peak; /* FLOP/s; 0 where the backend has none */
   double step_flops;
   double load_s;
@@ -50,9 +52,10 @@ static const char usage[] =
   "      --f32           keep activations in fp32 where bf16 would be chosen\n"
   "      --lora-rank N   also what an adapter of this rank on every attention projection costs a step\n"
   "      --files [FILE]  instead: how long files of each format take, of the pictures named or of painted ones\n"
+  "      --batch N       also how many pictures a second N at once make, against one at a time\n"
   "      --json          one JSON object instead of the table\n";
 
-enum { MAX_STEPS = 1000, MAX_PICTURES = 1000, OPT_F32 = 256, OPT_LORA_RANK, OPT_FILES };
+enum { MAX_STEPS = 1000, MAX_PICTURES = 1000, OPT_F32 = 256, OPT_LORA_RANK, OPT_FILES, OPT_BATCH };
 
 static double now(void)
 {
@@ -143,6 +146,8 @@ MUST_CHECK static int measure(const struct options *o, struct be *be, struct rep
     goto out;
   if (o->lora_rank && (r = bench_lora(&rep->lora, m, be, &p, o->lora_rank, e)))
     goto out;
+  if (o->batch && (r = bench_batch(&rep->batch, m, be, &p, o->batch, o->pictures, e)))
+    goto out;
   getrusage(RUSAGE_SELF, &ru); /* before the peaks are measured: their matrices are not the model's */
   rep->peak_rss_bytes = ru.ru_maxrss * 1024;
   if (be->ops == &be_cpu)
@@ -159,18 +164,22 @@ static double share(double part, double whole)
 
 static void print_json(const struct options *o, const struct be *be, const struct report *r)
 {
-  char lora[128] = "";
+  char lora[128] = "", batch[192] = "";
 
   if (o->lora_rank)
     snprintf(lora, sizeof lora, "\"lora_rank\": %d, \"lora_unet_step_ms\": %.3f, \"lora_overhead\": %.4f, ", o->lora_rank,
              1e3 * r->lora.step, r->lora.overhead);
+  if (o->batch)
+    snprintf(batch, sizeof batch, "\"batch\": %d, \"batch_images_per_s\": %.4f, \"single_images_per_s\": %.4f, \"batch_gain\": %.4f, "
+             "\"batch_step_gain\": %.4f, \"batch_bytes\": %zu, ", o->batch, r->batch.together, r->batch.alone, r->batch.gain, r->batch.step_gain,
+             r->batch.bytes);
   printf("{\"arch\": \"%s\", \"total_s\": %.4f, \"unet_step_ms\": %.3f, \"text_ms\": %.3f, \"vae_ms\": %.3f, "
          "\"peak_rss_bytes\": %ld, \"activation_bytes\": %zu, \"load_s\": %.2f, \"conv_peak_flops\": %.4g, "
          "\"matmul_peak_flops\": %.4g, \"unet_step_flops\": %.5g, \"unet_share_of_conv_peak\": %.4f, \"images_per_s\": %.4f, "
-         "%s\"steps\": %d, \"width\": %d, \"height\": %d, \"threads\": %d, \"isa\": \"%s\", \"backend\": \"%s\"}\n",
+         "%s%s\"steps\": %d, \"width\": %d, \"height\": %d, \"threads\": %d, \"isa\": \"%s\", \"backend\": \"%s\"}\n",
          o->arch, r->t.total, 1e3 * r->t.step, 1e3 * r->t.text, 1e3 * r->t.vae, r->peak_rss_bytes, r->activation_bytes,
          r->load_s, r->conv_peak, r->matmul_peak, r->step_flops, share(r->step_flops / r->t.step, r->conv_peak),
-         1 / r->t.total, lora, o->steps, r->width, r->height, be->threads, be->info, be->ops->name);
+         1 / r->t.total, lora, batch, o->steps, r->width, r->height, be->threads, be->info, be->ops->name);
 }
 
 static void print_table(const struct options *o, const struct be *be, const struct report *r)
@@ -185,6 +194,12 @@ static void print_table(const struct options *o, const struct be *be, const stru
     printf("  %-28s %10.2f ms  %+.2f %%: rank %d beside %d projections\n", "  the same with an adapter", 1e3 * r->lora.step,
            100 * r->lora.overhead, o->lora_rank, r->lora.sites);
   printf("  %-28s %10.2f ms\n", "  VAE decode", 1e3 * r->t.vae);
+  if (o->batch) {
+    printf("  %-28s %10.2f     pictures a second, %.2f one at a time: %.2f times as many\n", "pictures at once", r->batch.together,
+           r->batch.alone, r->batch.gain);
+    printf("  %-28s %10d     of them; their steps alone %.2f times as fast; %.0f MB more activations\n", "", o->batch, r->batch.step_gain,
+           (double)r->batch.bytes / 1e6);
+  }
   if (r->conv_peak > 0) {
     printf("  %-28s %10.2f TFLOP/s, the UNet reaches %.0f %% of it\n", "convolution peak, same run", r->conv_peak / 1e12,
            100 * share(r->step_flops / r->t.step, r->conv_peak));
@@ -213,6 +228,7 @@ MUST_CHECK static int parse(struct options *o, int argc, char **argv, int *want_
                                         {"backend", required_argument, NULL, 'b'},  {"threads", required_argument, NULL, 't'},
                                         {"lora-rank", required_argument, NULL, OPT_LORA_RANK},
                                         {"files", no_argument, NULL, OPT_FILES},
+                                        {"batch", required_argument, NULL, OPT_BATCH},
                                         {"f32", no_argument, NULL, OPT_F32},        {"json", no_argument, NULL, 'j'},
                                         {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0}};
   int c, r = 0;
@@ -226,6 +242,7 @@ MUST_CHECK static int parse(struct options *o, int argc, char **argv, int *want_
     case 'p': r = parse_int("--pictures", optarg, 1, MAX_PICTURES, &o->pictures, e); break;
     case 't': r = parse_int("--threads", optarg, 0, 1024, &o->threads, e); break;
     case OPT_LORA_RANK: r = parse_int("--lora-rank", optarg, 1, 1024, &o->lora_rank, e); break;
+    case OPT_BATCH: r = parse_int("--batch", optarg, 1, BATCH_MAX, &o->batch, e); break;
     case OPT_F32: o->force_f32 = 1; break;
     case OPT_FILES: o->files = 1; break;
     case 'j': o->json = 1; break;

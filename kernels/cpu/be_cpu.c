@@ -119,6 +119,11 @@ static int cpu_open_lane(struct be *lane, struct be *be, int threads, struct err
   return 0;
 }
 
+static void cpu_set_threads(struct be *be, int threads)
+{
+  cpu_of(be)->threads = be->threads = threads;
+}
+
 static int cpu_mem_alloc(struct be *be, size_t bytes, void **p, struct err *e)
 {
   (void)be;
@@ -174,6 +179,7 @@ const struct be_ops be_cpu = {
   .download = cpu_download,
   .sync = cpu_sync,
   .open_lane = cpu_open_lane,
+  .set_threads = cpu_set_threads,
   .pass_begin = be_pass_begin,
   .pass_end = be_pass_end,
   .weight_load = cpu_weight_load,

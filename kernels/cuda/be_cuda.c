@@ -140,6 +140,12 @@ static int cuda_open_lane(struct be *lane, struct be *be, int threads, struct er
   return r;
 }
 
+/* The device has its own idea of threads. */
+static void cuda_set_threads(struct be *be, int threads)
+{
+  (void)be, (void)threads;
+}
+
 /* ---- memory and transfers ---- */
 
 static int cuda_mem_alloc(struct be *be, size_t bytes, void **p, struct err *e)
@@ -250,6 +256,7 @@ const struct be_ops be_cuda = {
     .download = cuda_download,
     .sync = cuda_sync,
     .open_lane = cuda_open_lane,
+    .set_threads = cuda_set_threads,
     .pass_begin = cuda_pass_begin,
     .pass_end = cuda_pass_end,
     .weight_load = cuda_weight_load,
