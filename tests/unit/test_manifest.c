@@ -567,7 +567,7 @@ static void test_signatures(void **state)
   t = changed("note", json_string(""), 0);
   assert_int_equal(verify(t, public_key, &e), E_FILE);
   assert_string_equal(e.field, "signature");
-  assert_non_null(strstr(e.msg, "not signed"));
+  assert_non_null(strstr(e.msg, "must be signed"));
   memset(&e, 0, sizeof e);
   must(verify(t, NULL, &e), &e);
   free(t);
