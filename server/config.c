@@ -61,6 +61,9 @@ static const struct option options[] = {
     {"max_body_kb", INT, AT(max_body_kb), "256", 1, 1 << 20, NULL, "Largest request body in kB; more is 413."},
     {"max_upload_kb", INT, AT(max_upload_kb), "32768", 1, 1 << 20, NULL, "The same for requests that carry pictures."},
     {"max_connections", INT, AT(max_connections), "4000", 1, 100000, NULL, "Open connections; more are closed at once. One takes about 17 kB."},
+    {"public_url", TEXT, AT(public_url), "", 0, 0, NULL,
+     "What clients call this server, such as https://pictures.example: the addresses of pictures begin with it. Empty: http:// and the Host that the client "
+     "sent, which is wrong behind a proxy that speaks TLS."},
     {"cors_origins", TEXT, AT(cors_origins), "", 0, 0, NULL,
      "Origins whose web pages may use this server from a browser, such as https://app.example http://localhost:3000; * is every page, empty none but the "
      "server's own."},
@@ -165,13 +168,25 @@ void config_defaults(struct config *c)
   }
 }
 
+/* "http://" or "https://", something, no slash at the end, nothing that would not stay one word of JSON. */
+static int check_public_url(const char *url, struct err *e)
+{
+  static const char ok[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~:/[]%";
+  size_t n = strlen(url), scheme = !strncmp(url, "http://", 7) ? 7 : !strncmp(url, "https://", 8) ? 8 : 0;
+
+  if (!n || (scheme && n > scheme && url[n - 1] != '/' && strspn(url, ok) == n))
+    return 0;
+  return err_field(e, E_ARG, "public_url", "public_url must begin with http:// or https:// and have no slash at its end, not \"%s\"", url);
+}
+
 /* Values that are fine alone and wrong together, and lists, whose readers know what may be in them. */
 static int check_together(const struct config *c, struct err *e)
 {
   struct cors cors;
   struct peer_list proxies;
 
-  if (cors_read(&cors, c->cors_origins, e) || peer_read_list(&proxies, c->trusted_proxies, e))
+  if (cors_read(&cors, c->cors_origins, e) || peer_read_list(&proxies, c->trusted_proxies, e) ||
+      check_public_url(c->public_url, e))
     return e->code;
   if (c->steps > c->max_steps)
     return err_field(e, E_ARG, "steps", "steps (%d) must not be more than max_steps (%d)", c->steps, c->max_steps);

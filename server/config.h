@@ -31,6 +31,7 @@ struct config {
   int queue, running, batch;
   int deadline_s, drain_s, client_s;
   int max_body_kb, max_upload_kb, max_connections;
+  char public_url[CONFIG_TEXT];
   char cors_origins[CONFIG_TEXT], trusted_proxies[CONFIG_TEXT];
   int page, log_json, log_prompts;
   char state[CONFIG_TEXT];

@@ -38,6 +38,9 @@ static int prepare_pictures(struct job *j, const struct serving *s, struct err *
       .sampler = j->sampler,
       .karras = j->karras,
       .clip_skip = q->clip_skip,
+      .init_rgb = q->init,
+      .mask = q->mask,
+      .strength = q->strength,
   };
 
   j->pixels = malloc(bytes * (size_t)q->n);
@@ -50,6 +53,7 @@ static int prepare_pictures(struct job *j, const struct serving *s, struct err *
       return e->code;
   }
   j->tokens = draw_prompt_tokens(j->pic[0].draw);
+  j->steps = draw_step_count(j->pic[0].draw);
   j->work = (double)q->width * q->height * (q->guidance > 1 ? 2 : 1);
   return 0;
 }

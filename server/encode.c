@@ -48,6 +48,19 @@ static int encode_file(struct encoder *n, struct job *j, int i, struct err *e)
   return image_encode_picture(n->image, &j->file[i], j->pic[i].rgb, &recipe, n->detail, e);
 }
 
+/* The files go where they are served from for a while. Nobody knows their names before the answer has left, which the audit record comes before. */
+static int store_files(struct encoder *n, struct job *j, struct err *e)
+{
+  for (int i = 0; i < j->req.n; i++) {
+    struct store_file f = {.format = j->req.format, .data = j->file[i].p, .bytes = j->file[i].len};
+    if (store_put_file(n->store, &f, e))
+      return e->code;
+    memcpy(j->file_name[i], f.name, sizeof f.name);
+    buf_close(&j->file[i]);
+  }
+  return 0;
+}
+
 /* The record of picture i, in the log before the picture is on its way. */
 static int record_picture(struct encoder *n, const struct job *j, int i, const uint8_t *rgb, const char *verdict, struct err *e)
 {
@@ -96,6 +109,8 @@ static void encode(struct encoder *n, struct job *j)
   for (int i = 0; i < j->req.n && !r; i++)
     r = encode_file(n, j, i, e);
   j->times.png = (double)(clock_ns() - t) / 1e6;
+  if (!r && j->req.reply == REPLY_URL && j->surface->gives_urls)
+    r = store_files(n, j, e);
   j->times.total = (double)(clock_ns() - j->submitted_ns) / 1e6;
   if (!r && !j->wants_file && j->surface->encode)
     r = j->surface->encode(j, &n->worker->serving, e);
@@ -162,11 +177,12 @@ static void *run(void *arg)
   return NULL;
 }
 
-int encoder_start(struct encoder *n, struct jobs *js, const struct worker *w, struct audit *audit, struct err *e)
+int encoder_start(struct encoder *n, struct jobs *js, const struct worker *w, struct audit *audit, struct store *store,
+                  struct err *e)
 {
   const char *metadata = w->cfg->metadata;
 
-  *n = (struct encoder){.jobs = js, .worker = w, .audit = audit};
+  *n = (struct encoder){.jobs = js, .worker = w, .audit = audit, .store = store};
   n->detail = !strcmp(metadata, "full") ? IMAGE_FULL : !strcmp(metadata, "no_prompts") ? IMAGE_NO_PROMPTS : IMAGE_PROVENANCE;
   if (image_open(&n->image, e))
     return e->code;

@@ -17,13 +17,15 @@ struct encoder {
   struct jobs *jobs;
   const struct worker *worker;   /* for the model's name */
   struct audit *audit;
+  struct store *store;
   struct image_encoder *image;
   enum image_detail detail;      /* of the files */
   pthread_t thread;
   int is_running;
 };
 
-MUST_CHECK int encoder_start(struct encoder *n, struct jobs *js, const struct worker *w, struct audit *audit, struct err *e);
+MUST_CHECK int encoder_start(struct encoder *n, struct jobs *js, const struct worker *w, struct audit *audit, struct store *store,
+                             struct err *e);
 void encoder_join(struct encoder *n); /* after jobs_end and worker_join; takes one that never started */
 
 /* The recipe of picture i of a job; strings are borrowed from the job and the model. */

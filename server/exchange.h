@@ -24,7 +24,7 @@
 
 struct exchange;
 
-enum { EXCHANGE_PATH_SHOWN = 96, EXCHANGE_ARG_MAX = 80, EXCHANGE_ARGS = 2 };
+enum { EXCHANGE_PATH_SHOWN = 96, EXCHANGE_ARG_MAX = 80, EXCHANGE_ARGS = 2, EXCHANGE_TOKEN = 256 };
 
 /* How a route's body is to come. */
 enum body_kind { BODY_NONE, BODY_JSON, BODY_FORM };
@@ -65,6 +65,7 @@ struct exchange {
   char arg[EXCHANGE_ARGS][EXCHANGE_ARG_MAX];
   const struct route *route;     /* NULL when err is set from the start */
   const char *allow;             /* of a 405 */
+  char token[EXCHANGE_TOKEN];    /* exchange_token: of an Authorization that is not plain */
   const char *file_type;         /* the picture itself is wanted, as this media type; NULL: JSON */
   struct buf body;
   size_t swallowed;
@@ -114,7 +115,11 @@ void images_wake(void *arg);             /* struct job.wake of an exchange's own
 void images_finish(struct exchange *x);  /* the log learns what the job did; the job is free again */
 void images_leave(struct exchange *x);   /* the connection ended, its job perhaps not */
 /* Who asks, by the key shown ("" for a wrong form of one; NULL: none). */
-const char *exchange_token(const struct exchange *x);
+const char *exchange_token(struct exchange *x);
+/* Who asks, by the policy: a reference, also while his pictures cannot be drawn for want of safety. E_AUTH, E_NOTREADY, E_NOMEM; *t is NULL then. */
+MUST_CHECK int exchange_target(struct exchange *x, struct safety_target **t, struct err *e);
+/* Whose jobs are his, as struct job has it: the tenant, or the address of who showed no key. */
+void exchange_caller(const struct exchange *x, const struct safety_target *t, char caller[FAIR_NAME]);
 
 /* ---- stream.c ---- */
 

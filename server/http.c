@@ -116,6 +116,7 @@ static enum MHD_Result answer_metrics(struct exchange *x)
 
 static const struct route routes[] = {
     {.path = "/v1/images/generations", .method = "POST", .answer = answer_images, .body = BODY_JSON, .drawing = &openai_generations},
+    {.path = "/v1/images/edits", .method = "POST", .answer = answer_images, .body = BODY_FORM, .takes_files = 1, .drawing = &openai_edits},
     {.path = "/v1/jobs", .method = "POST", .answer = answer_job_post, .body = BODY_JSON, .takes_files = 1, .drawing = &native_drawing},
     {.path = "/v1/jobs/*", .method = "GET", .answer = answer_job_get},
     {.path = "/v1/jobs/*", .method = "DELETE", .answer = answer_job_cancel},

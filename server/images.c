@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "proto/base64.h"
+#include "proto/image.h"
 #include "server/drawing.h"
 #include "server/encode.h"
 #include "server/exchange.h"
@@ -41,31 +43,80 @@ void images_wake(void *arg)
 
 /* ---- body to job ---- */
 
-/* A wrong form of Authorization is nobody's key. Basic is A1111's form: the password is the key. */
-const char *exchange_token(const struct exchange *x)
+/* "user:password" in base64, as A1111's clients show it: the password is the key, whoever the user is. */
+static const char *basic_token(struct exchange *x, const char *text)
+{
+  size_t len = strlen(text), n;
+  char *colon;
+
+  if (base64_decode_bound(len) >= sizeof x->token || base64_decode((uint8_t *)x->token, &n, text, len, &(struct err){0}))
+    return "";
+  x->token[n] = 0;
+  colon = strchr(x->token, ':');
+  return colon && strlen(x->token) == n ? colon + 1 : "";
+}
+
+/* A wrong form of Authorization is nobody's key; an empty one, as Open WebUI sends it, is none. */
+const char *exchange_token(struct exchange *x)
 {
   const char *v = exchange_header(x, MHD_HTTP_HEADER_AUTHORIZATION);
 
-  if (!v)
+  if (!v || !v[strspn(v, " \t")])
     return NULL;
+  if (!strncasecmp(v, "Basic ", 6))
+    return basic_token(x, v + 6);
   if (strncasecmp(v, "Bearer ", 7))
     return "";
   return v + 7 + strspn(v + 7, " ");
 }
 
-/* Whose job it is: the tenant, or the address of who showed no key; and whether he may have one more. */
-static int set_caller(struct exchange *x, struct job *j, struct err *e)
+int exchange_target(struct exchange *x, struct safety_target **t, struct err *e)
+{
+  const struct serving *s;
+  struct safety *safety;
+  struct err why = {0};
+  int pending;
+
+  *t = NULL;
+  if (images_serving(x->h, &s, &safety, e))
+    return e->code;
+  (void)!safety_resolve(safety, exchange_token(x), NULL, 0, t, &pending, &why);
+  if (*t && why.code != E_AUTH)
+    return 0;
+  safety_target_unref(*t);
+  *t = NULL;
+  *e = why;
+  return e->code;
+}
+
+static void peer_of(const struct exchange *x, char peer[PEER_TEXT])
 {
   const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+
+  peer_name(peer, info ? info->client_addr : NULL, exchange_header(x, "X-Forwarded-For"), &x->h->proxies);
+}
+
+void exchange_caller(const struct exchange *x, const struct safety_target *t, char caller[FAIR_NAME])
+{
+  const char *tenant = safety_target_tenant(t);
+  char peer[PEER_TEXT];
+
+  peer_of(x, peer);
+  if (*tenant)
+    snprintf(caller, FAIR_NAME, "%s", tenant);
+  else
+    snprintf(caller, FAIR_NAME, "peer %s", peer);
+}
+
+/* Whose job it is, and whether he may have one more. */
+static int set_caller(struct exchange *x, struct job *j, struct err *e)
+{
   const struct policy_limits *lim = safety_target_limits(j->target);
   const char *tenant = safety_target_tenant(j->target);
   char peer[PEER_TEXT];
 
-  peer_name(peer, info ? info->client_addr : NULL, exchange_header(x, "X-Forwarded-For"), &x->h->proxies);
-  if (*tenant)
-    snprintf(j->caller, sizeof j->caller, "%s", tenant);
-  else
-    snprintf(j->caller, sizeof j->caller, "peer %s", peer);
+  peer_of(x, peer);
+  exchange_caller(x, j->target, j->caller);
   j->weight = (double)lim->weight;
   j->priority = lim->priority;
   return limits_admit(x->h->jobs->limits, lim, tenant, peer, j->req.n, clock_ns(), &j->ticket, &x->retry_ms, e);
@@ -85,12 +136,35 @@ int images_serving(struct http *h, const struct serving **s, struct safety **saf
   return 0;
 }
 
-/* The file that the Accept header asks for; it has the last word over the body, since it names what the client is ready to read. NULL: the body's. */
-static void set_file_format(struct job *j, const char *type)
+/* The picture itself is wanted: what cannot be one file, and which format it is. Accept has the last word over the body, since it names what the client
+ * is ready to read. */
+static int set_file(struct exchange *x, struct job *j, struct err *e)
 {
-  for (enum image_format f = IMAGE_PNG; type && f <= IMAGE_WEBP; f++)
-    if (!strcmp(type, image_mime(f)))
-      j->req.format = f;
+  if (!j->wants_file)
+    return 0;
+  if (j->req.n != 1)
+    return err_field(e, E_ARG, "n", "n must be 1 when the picture itself is asked for with Accept: %s", x->file_type);
+  if (j->req.reply != REPLY_JSON)
+    return err_field(e, E_ARG, j->req.reply == REPLY_STREAM ? "stream" : "response_format", "%s and Accept: %s exclude each other",
+                     j->req.reply == REPLY_STREAM ? "stream" : "response_format url", x->file_type);
+  for (int f = IMAGE_PNG; f <= IMAGE_WEBP; f++)
+    if (!strcmp(x->file_type, image_mime((enum image_format)f)))
+      j->req.format = (enum image_format)f;
+  return 0;
+}
+
+/* What addresses in the answer begin with: what the operator says, else what the client calls this server. */
+static void set_base(const struct exchange *x, struct job *j)
+{
+  static const char ok[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]";
+  const char *host = exchange_header(x, MHD_HTTP_HEADER_HOST), *url = x->h->cfg->public_url;
+
+  if (*url)
+    snprintf(j->base, sizeof j->base, "%s", url);
+  else if (host && *host && strlen(host) < sizeof j->base - 8 && strspn(host, ok) == strlen(host))
+    snprintf(j->base, sizeof j->base, "http://%s", host);
+  else
+    snprintf(j->base, sizeof j->base, "%s", x->h->url);
 }
 
 int images_build(struct exchange *x, int *pending, struct err *e)
@@ -107,15 +181,11 @@ int images_build(struct exchange *x, int *pending, struct err *e)
     return e->code;
   j = x->job;
   memcpy(j->id, x->id, sizeof j->id);
-  j->wants_file = x->file_type != NULL;
+  set_base(x, j);
+  j->wants_file = x->file_type && x->route->answer == answer_images;
   first_init(&first);
   r = drawing_read(j, x->route->drawing, &first, &body, s, safety, &who, pending, e);
-  if (!r && j->wants_file && j->req.n != 1)
-    r = err_field(e, E_ARG, "n", "n must be 1 when the picture itself is asked for with Accept: %s", x->file_type);
-  if (!r && j->wants_file && j->req.reply == REPLY_STREAM)
-    r = err_field(e, E_ARG, "stream", "stream and Accept: %s exclude each other", x->file_type);
-  if (!r)
-    set_file_format(j, x->file_type);
+  r = r ? r : set_file(x, j, e);
   r = r ? r : set_caller(x, j, e);
   r = r ? r : drawing_prepare(j, &first, s, e);
   first_close(&first);

@@ -98,11 +98,12 @@ static void job_clear(struct job *j)
   memset(j->pic, 0, sizeof j->pic);
   memset(j->preview, 0, sizeof j->preview);
   j->surface = NULL;
-  j->caller[0] = 0;
+  j->caller[0] = j->base[0] = 0;
   j->weight = 1;
   j->priority = 0;
   j->ticket = (struct limits_ticket){0};
   j->share = NULL;
+  j->steps = 0;
   j->work = 0;
   j->pixels = j->preview_rgb = NULL;
   j->req.init = j->req.mask = NULL;
@@ -168,7 +169,7 @@ static void enter(struct jobs *js, struct job *j)
   j->submitted_ns = clock_ns();
   j->share = share_enter(&js->shares, j->caller, j->weight);
   j->share->priority = j->priority;
-  j->due_ns = j->submitted_ns + (int64_t)(STRETCH * js->ns_per_work * j->work * j->req.steps * j->req.n);
+  j->due_ns = j->submitted_ns + (int64_t)(STRETCH * js->ns_per_work * j->work * j->steps * j->req.n);
 }
 
 void job_submit(struct jobs *js, struct job *j)
@@ -607,7 +608,7 @@ void jobs_stop_all(struct jobs *js, int code)
 
 static double work_left(const struct job *j)
 {
-  return j->work * (j->req.steps * j->req.n - atomic_load(&j->steps_done));
+  return j->work * (j->steps * j->req.n - atomic_load(&j->steps_done));
 }
 
 /* Whether the waiting job a starts before b, as far as one can tell. */
@@ -646,7 +647,7 @@ int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview,
   if (is_there) {
     v->state = j->state;
     v->pictures = j->req.n;
-    v->steps = j->req.steps * j->req.n;
+    v->steps = j->steps * j->req.n;
     v->steps_done = atomic_load(&j->steps_done);
     v->drawn = atomic_load(&j->drawn);
     if (j->state < JOB_DRAWN)

@@ -46,11 +46,12 @@
 #include "server/fair.h"
 #include "server/limits.h"
 #include "server/safety.h"
+#include "server/store.h"
 #include "server/thread.h"
 
 enum job_state { JOB_FREE, JOB_RESERVED, JOB_PREPARING, JOB_QUEUED, JOB_RUNNING, JOB_DRAWN, JOB_DONE };
 
-enum { JOB_ID_MAX = 64, JOB_PREVIEWS = 4, JOB_ALIVE_MAX = 64 /* pictures with the device and stage threads */ };
+enum { JOB_ID_MAX = 64, JOB_BASE = 288, JOB_PREVIEWS = 4, JOB_ALIVE_MAX = 64 /* pictures with the device and stage threads */ };
 
 struct job;
 struct surface;
@@ -119,6 +120,7 @@ struct job {
   int priority;                   /* of its tenant; 0 unless the policy says otherwise */
   struct limits_ticket ticket;    /* what it holds of its tenant's limits */
   struct share *share;            /* lock */
+  int steps;                      /* of each picture; fewer than req.steps when it starts from another one */
   double work;                    /* of one step of one picture, in pixels and rows */
   int64_t due_ns;                 /* see fair.h */
 
@@ -126,6 +128,8 @@ struct job {
   enum sampler_kind sampler;
   int karras;
   int wants_file;                 /* the picture itself instead of JSON */
+  char base[JOB_BASE];            /* "https://pictures.example": what addresses in the answer begin with */
+  char file_name[REQUEST_N_MAX][STORE_NAME]; /* of REPLY_URL: in the store; encoder */
   char styles[REQUEST_LORAS_MAX * (REQUEST_LORA_NAME + 16)]; /* "name:weight name:weight", for people */
   struct picture pic[REQUEST_N_MAX];
   uint8_t *pixels;

@@ -132,18 +132,13 @@ static enum MHD_Result fail_memory(struct exchange *x)
 /* Whose jobs this asker may see: the tenant's name, "" for who shows no key. E_AUTH. */
 static int find_tenant(struct exchange *x, char tenant[POLICY_NAME], struct err *e)
 {
-  const struct serving *s;
-  struct safety *safety;
-  struct safety_target *t = NULL;
-  struct err why = {0};
-  int pending;
+  struct safety_target *t;
 
-  if (images_serving(x->h, &s, &safety, e))
+  if (exchange_target(x, &t, e)) /* without safety nothing is drawn, but jobs are told of */
     return e->code;
-  (void)!safety_resolve(safety, exchange_token(x), NULL, 0, &t, &pending, &why); /* without safety nothing is drawn, but jobs are told of */
-  snprintf(tenant, POLICY_NAME, "%s", t ? safety_target_tenant(t) : "");
+  snprintf(tenant, POLICY_NAME, "%s", safety_target_tenant(t));
   safety_target_unref(t);
-  return why.code == E_AUTH || why.code == E_NOMEM ? err_set(e, why.code, "%s", why.msg) : 0;
+  return 0;
 }
 
 /* Asks for the job that the path names. */

@@ -7,6 +7,7 @@
 
 #include <time.h>
 
+#include "proto/multipart.h"
 #include "server/encode.h"
 
 /* The result as the wire format wants it; pic has room for its pictures. */
@@ -44,6 +45,19 @@ static struct openai_event event_of(const struct job *j, const char *file, size_
   };
 }
 
+/* The result with the addresses of files in the store. */
+static int encode_urls(struct job *j, const struct serving *s, struct err *e)
+{
+  char url[REQUEST_N_MAX][JOB_BASE + STORE_NAME + 16];
+  const char *urls[REQUEST_N_MAX];
+
+  for (int i = 0; i < j->req.n; i++) {
+    snprintf(url[i], sizeof url[i], "%s/v1/files/%s", j->base, j->file_name[i]);
+    urls[i] = url[i];
+  }
+  return openai_encode_job(j, s, urls, e);
+}
+
 static int encode(struct job *j, const struct serving *s, struct err *e)
 {
   struct openai_picture pic[REQUEST_N_MAX];
@@ -51,7 +65,9 @@ static int encode(struct job *j, const struct serving *s, struct err *e)
   struct openai_result res = result_of(j, s, &recipe, NULL, pic);
   int r = 0;
 
-  if (j->req.reply != REPLY_STREAM)
+  if (j->req.reply == REPLY_URL)
+    return encode_urls(j, s, e);
+  if (j->req.reply == REPLY_JSON)
     return openai_encode_result(&j->body, &res, e);
   res.image_tokens /= j->req.n;
   for (int i = 0; i < j->req.n && !r; i++) {
@@ -80,6 +96,7 @@ static int encode_preview(struct buf *out, const struct job *j, const struct blo
 
 const struct surface surface_openai = {
     .name = "openai",
+    .gives_urls = 1,
     .encode = encode,
     .encode_error = openai_encode_error,
     .encode_preview = encode_preview,
@@ -93,3 +110,12 @@ static int decode_generation(struct job *j, struct first *first, const struct dr
 }
 
 const struct drawing openai_generations = {.surface = &surface_openai, .decode = decode_generation};
+
+static int decode_edit(struct job *j, struct first *first, const struct drawing_body *b, const struct request_limits *lim, struct err *e)
+{
+  struct multipart form;
+
+  return multipart_parse(&form, b->type, b->p, b->len, e) || openai_decode_edit(&j->req, first, &form, lim, e) ? e->code : 0;
+}
+
+const struct drawing openai_edits = {.surface = &surface_openai, .decode = decode_edit};

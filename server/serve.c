@@ -262,7 +262,7 @@ static int serve(struct server *s, struct err *e)
     goto out;
   printf("safelight %s listens at %s\n", SAFELIGHT_VERSION, s->http.url);
   fflush(stdout);
-  if (worker_start(&s->worker, e) || encoder_start(&s->encoder, &s->jobs, &s->worker, s->audit, e))
+  if (worker_start(&s->worker, e) || encoder_start(&s->encoder, &s->jobs, &s->worker, s->audit, s->store, e))
     goto out;
   status = watch_over(s, e);
   drain(s);

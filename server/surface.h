@@ -14,6 +14,7 @@
 
 struct surface {
   const char *name;   /* for metrics */
+  int gives_urls;     /* with REPLY_URL the encoder puts the files into the store before encode: job.file_name, not job.file */
   /* Encoder thread: j->file holds the pictures' files; appends the JSON answer (of a stream, its last events) to j->body. NULL: the owner takes the files. */
   int (*encode)(struct job *j, const struct serving *s, struct err *e);
   /* Appends the body of an error answer. */

@@ -61,7 +61,7 @@ static int set_limits(struct worker *w, struct err *e)
   const struct model_info *info = w->serving.info;
   const struct config *c = w->cfg;
 
-  l->offers = REQUEST_OFFERS_STREAM | REQUEST_OFFERS_FORMATS;
+  l->offers = REQUEST_OFFERS_FORMATS | REQUEST_OFFERS_URL | REQUEST_OFFERS_STREAM;
   l->size_multiple = info->size_multiple;
   l->default_size = c->size ? c->size : info->default_size;
   l->max_size = c->max_size ? c->max_size : 2 * info->default_size;

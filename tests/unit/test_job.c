@@ -167,7 +167,7 @@ static void test_retry_after(void **state)
   assert_int_equal(jobs_retry_after(&js), 1);
   j = submit(&js, &woken);
   j->work = 1;
-  j->req.steps = 10;
+  j->steps = 10;
   js.ns_per_work = 500e6; /* 5 s for the job, whose half is what a place takes on average */
   assert_int_equal(jobs_retry_after(&js), 3);
   js.ns_per_work = 1e12;
@@ -218,7 +218,7 @@ static void test_look(void **state)
   snprintf(b->id, sizeof b->id, "two");
   snprintf(b->caller, sizeof b->caller, "peer");
   a->work = b->work = 1;
-  a->req.steps = b->req.steps = 4;
+  a->steps = b->steps = 4;
   js.ns_per_work = 1e9;
   found = job_find(&js, "two", NULL, &serial);
   assert_ptr_equal(found, b);
