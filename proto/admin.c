@@ -152,16 +152,27 @@ static json_t *generations_json(const struct admin_generation *g, int n)
   return list;
 }
 
+static json_t *profiles_json(const struct admin_profile *p, int n)
+{
+  json_t *list = json_array();
+
+  for (int i = 0; i < n; i++)
+    json_array_append_new(list, json_pack("{s:o,s:b,s:o,s:o}", "name", text_json(p[i].name), "live", *p[i].generation != 0, "generation",
+                                          text_json(p[i].generation), "why", text_json(p[i].why)));
+  return list;
+}
+
 int admin_encode_status(struct buf *out, const struct admin_status *s, struct err *e)
 {
   json_t *adapters = json_array();
 
   for (int i = 0; i < s->adapters; i++)
     json_array_append_new(adapters, adapter_json(&s->adapter[i]));
-  return add_json(out, json_pack("{s:s,s:o,s:s,s:I,s:o,s:o,s:{s:I,s:s,s:I}}", "status", s->unready ? "unavailable" : "ready", "why",
+  return add_json(out, json_pack("{s:s,s:o,s:s,s:I,s:o,s:o,s:o,s:{s:I,s:s,s:I}}", "status", s->unready ? "unavailable" : "ready", "why",
                                  s->unready ? text_json(s->unready) : json_null(), "version", s->version, "swaps", (json_int_t)s->swaps, "adapters",
-                                 adapters, "generations", generations_json(s->generation, s->generations), "audit", "records",
-                                 (json_int_t)s->audit_records, "head", s->audit_head, "lost", (json_int_t)s->audit_lost), e);
+                                 adapters, "generations", generations_json(s->generation, s->generations), "profiles",
+                                 profiles_json(s->profile, s->profiles), "audit", "records", (json_int_t)s->audit_records, "head", s->audit_head,
+                                 "lost", (json_int_t)s->audit_lost), e);
 }
 
 int admin_encode_generations(struct buf *out, const struct admin_generation *g, int n, struct err *e)
@@ -183,4 +194,52 @@ int admin_encode_done(struct buf *out, const struct admin_adapter *a, const stru
 int admin_encode_records(struct buf *out, const char *records, struct err *e)
 {
   return buf_addf(out, e, "{\"records\":%s}\n", records);
+}
+
+/* ---- activity ---- */
+
+static json_t *jobs_json(const struct admin_job *j, int n)
+{
+  json_t *list = json_array();
+
+  for (int i = 0; i < n; i++)
+    json_array_append_new(list, json_pack("{s:o,s:o,s:o,s:s,s:i,s:i,s:i,s:i,s:i,s:i,s:o,s:f,s:f}", "id", text_json(j[i].id), "caller", text_json(j[i].caller),
+                                          "profile", text_json(j[i].profile), "state", j[i].state, "width", j[i].width, "height", j[i].height, "steps",
+                                          j[i].steps, "steps_done", j[i].steps_done, "pictures", j[i].pictures, "drawn", j[i].drawn, "position",
+                                          j[i].position ? json_integer(j[i].position) : json_null(), "age_s", j[i].age_s, "wait_s", j[i].wait_s));
+  return list;
+}
+
+static json_t *counts_json(const struct admin_count *c, int n)
+{
+  json_t *list = json_array();
+
+  for (int i = 0; i < n; i++)
+    json_array_append_new(list, json_pack("{s:s,s:o,s:I}", "name", c[i].name, "label", text_json(c[i].label), "value", (json_int_t)c[i].value));
+  return list;
+}
+
+static json_t *histograms_json(const struct admin_histogram *h, int n)
+{
+  json_t *list = json_array();
+
+  for (int i = 0; i < n; i++) {
+    json_t *bounds = json_array(), *counts = json_array();
+    for (int k = 0; k <= h[i].buckets; k++) {
+      if (k < h[i].buckets)
+        json_array_append_new(bounds, json_real((double)h[i].bound[k] / h[i].unit));
+      json_array_append_new(counts, json_integer((json_int_t)h[i].count[k]));
+    }
+    json_array_append_new(list, json_pack("{s:s,s:o,s:o,s:o,s:f}", "name", h[i].name, "label", text_json(h[i].label), "bounds", bounds, "counts", counts,
+                                          "sum", (double)h[i].sum / h[i].unit));
+  }
+  return list;
+}
+
+int admin_encode_activity(struct buf *out, const struct admin_activity *a, struct err *e)
+{
+  return add_json(out, json_pack("{s:f,s:{s:i,s:i},s:{s:i,s:i},s:i,s:o,s:o,s:o}", "now", a->now_s, "queue", "waiting", a->waiting, "capacity",
+                                 a->capacity, "running", "pictures", a->running, "capacity", a->max_running, "active", a->active, "jobs",
+                                 jobs_json(a->job, a->jobs), "counts", counts_json(a->count, a->counts), "histograms",
+                                 histograms_json(a->histogram, a->histograms)), e);
 }

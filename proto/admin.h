@@ -44,17 +44,55 @@ struct admin_generation {
   int64_t activated_s;                              /* seconds since 1970, 0 when it never was (a composed one) */
 };
 
+struct admin_profile {
+  const char *name, *generation, *why;              /* generation "": its required set is not live, and why says so */
+};
+
 struct admin_status {
   const char *version, *unready;                    /* why no picture can be drawn; NULL when one can */
   uint64_t swaps;
   const struct admin_adapter *adapter;
   const struct admin_generation *generation;
-  int adapters, generations;
+  const struct admin_profile *profile;
+  int adapters, generations, profiles;
   int64_t audit_records;
   const char *audit_head;
   uint64_t audit_lost;
 };
 
+/* One accepted job. Times are seconds. */
+struct admin_job {
+  const char *id, *caller, *profile, *state;        /* profile "": not known yet */
+  int width, height, steps, steps_done, pictures, drawn;
+  int position;                                     /* 1: the next to start; 0: it does not wait */
+  double age_s, wait_s;                             /* wait_s 0: nothing is known */
+};
+
+/* A number or a histogram by name and label ("" for one without). */
+struct admin_count {
+  const char *name, *label;
+  int64_t value;
+};
+struct admin_histogram {
+  const char *name, *label;
+  const int64_t *bound;                             /* [buckets]; divided by unit they are what is shown */
+  const uint64_t *count;                            /* [buckets + 1], of each bucket alone; the last has no bound */
+  int buckets;
+  uint64_t sum;
+  double unit;
+};
+
+/* What the server does now. jobs may be fewer than active. */
+struct admin_activity {
+  double now_s;                                     /* seconds since 1970 */
+  int waiting, capacity, running, max_running, active;
+  const struct admin_job *job;
+  const struct admin_count *count;
+  const struct admin_histogram *histogram;
+  int jobs, counts, histograms;
+};
+
+MUST_CHECK int admin_encode_activity(struct buf *out, const struct admin_activity *a, struct err *e);
 MUST_CHECK int admin_encode_status(struct buf *out, const struct admin_status *s, struct err *e);
 MUST_CHECK int admin_encode_generations(struct buf *out, const struct admin_generation *g, int n, struct err *e);
 /* {"status":"ok", "adapter":...} or {"status":"ok","generation":{...}}: what an action left behind. NULLs are left out. */

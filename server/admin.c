@@ -21,6 +21,7 @@
 #include "server/admin_actions.h"
 #include "server/admin_socket.h"
 #include "server/log.h"
+#include "server/page.h"
 #include "server/watch.h"
 
 enum { VISITS = 16, HEADER_BYTES = 32 << 10, JSON_BYTES = 64 << 10, MANIFEST_BYTES = 16 << 20, ANSWER_BYTES = 128 << 20, FORM_BYTES = 64 << 10,
@@ -30,6 +31,7 @@ struct admin {
   const struct config *cfg;
   struct safety *safety;
   struct audit *audit;
+  struct jobs *jobs;
   struct admin_where where;
   char url[PATH_MAX + 8];
   unsigned char token[32];     /* BLAKE2b-256 of the token */
@@ -44,6 +46,7 @@ struct visit {
   struct MHD_Connection *connection;
   struct MHD_PostProcessor *form;
   const struct admin_route *route;
+  const struct page_file *page; /* it asks for this file of the page */
   struct admin_request q;
   char id[32], method[12], path[128], who[32];
   int64_t start_ns;
@@ -83,6 +86,27 @@ static int check_peer(struct visit *v)
   snprintf(v->who, sizeof v->who, "uid %lu", (unsigned long)peer.uid);
   if (peer.uid && peer.uid != geteuid())
     return err_set(&v->err, E_AUTH, "%s may not use the admin socket", v->who);
+  return 0;
+}
+
+/* Whether a name is this machine's, or one that no name server outside knows (it has no dot): not a name that somebody pointed here. */
+static int is_local_name(const char *host)
+{
+  size_t n = *host == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":");
+
+  return !strncmp(host, "127.", 4) || (n == 5 && !strncmp(host, "[::1]", 5)) || (*host != '[' && !memchr(host, '.', n));
+}
+
+/* The socket asks for no token, so whoever can make a browser send a request through a tunnel to it could act as the operator: browsers say whose page
+ * it was. */
+static int check_site(struct visit *v)
+{
+  const char *origin = header(v, MHD_HTTP_HEADER_ORIGIN), *host = header(v, MHD_HTTP_HEADER_HOST);
+
+  if (host && !is_local_name(host))
+    return err_set(&v->err, E_AUTH, "the admin socket is not called %.100s; open it as localhost", host);
+  if (origin && (!host || strncmp(origin, "http://", 7) || strcmp(origin + 7, host)))
+    return err_set(&v->err, E_AUTH, "a page of %.100s may not use the admin socket", origin);
   return 0;
 }
 
@@ -158,6 +182,31 @@ static enum MHD_Result send_error(struct visit *v)
     return MHD_NO;
   }
   return send_bytes(v, openai_status(what.code), "application/json", &b);
+}
+
+static enum MHD_Result send_page(struct visit *v)
+{
+  const struct page_file *f = v->page;
+  const char *seen = header(v, MHD_HTTP_HEADER_IF_NONE_MATCH);
+  int same = seen && !strcmp(seen, f->etag);
+  struct MHD_Response *r = MHD_create_response_from_buffer(same ? 0 : f->len, (void *)(uintptr_t)f->data, MHD_RESPMEM_PERSISTENT);
+  enum MHD_Result ret;
+
+  if (!r)
+    return MHD_NO;
+  v->status = same ? 304 : 200;
+  (void)MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, page_type(f));
+  (void)MHD_add_response_header(r, MHD_HTTP_HEADER_ETAG, f->etag);
+  (void)MHD_add_response_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
+  (void)MHD_add_response_header(r, "Content-Security-Policy", PAGE_POLICY);
+  (void)MHD_add_response_header(r, "Referrer-Policy", "no-referrer");
+  (void)MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
+  if (!v->a->where.is_unix)
+    (void)MHD_add_response_header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer"); /* tells the page to ask for the token */
+  watch_phase(&v->a->watch, connection_entry(v->connection), WATCH_SENDING, from_now(v->a->cfg->client_s));
+  ret = MHD_queue_response(v->connection, (unsigned)v->status, r);
+  MHD_destroy_response(r);
+  return ret;
 }
 
 /* ---- bodies ---- */
@@ -284,7 +333,7 @@ static enum MHD_Result begin(struct admin *a, struct MHD_Connection *c, const ch
   v->a = a;
   v->connection = c;
   v->start_ns = clock_ns();
-  v->q = (struct admin_request){.safety = a->safety, .audit = a->audit, .path = v->path, .who = v->who, .id = v->id};
+  v->q = (struct admin_request){.safety = a->safety, .audit = a->audit, .jobs = a->jobs, .cfg = a->cfg, .path = v->path, .who = v->who, .id = v->id};
   buf_init(&v->q.body, JSON_BYTES);
   buf_init(&v->q.manifest, MANIFEST_BYTES);
   buf_init(&v->q.out, ANSWER_BYTES);
@@ -295,10 +344,14 @@ static enum MHD_Result begin(struct admin *a, struct MHD_Connection *c, const ch
   printable(v->path, sizeof v->path, url);
   expect = header(v, MHD_HTTP_HEADER_EXPECT);
   length = header(v, MHD_HTTP_HEADER_CONTENT_LENGTH);
-  if (a->where.is_unix ? check_peer(v) : check_token(v)) {
+  if (!strcmp(method, "GET") || !strcmp(method, "HEAD"))
+    v->page = page_find(PAGE_OPERATOR, url);
+  if (a->where.is_unix ? check_peer(v) || check_site(v) : !v->page && check_token(v)) {
     record_stranger(v);
     return send_error(v); /* nothing that a stranger sends is read */
   }
+  if (v->page)
+    return MHD_YES;
   v->route = admin_route_find(&v->q, method, url, v->allow);
   if (v->route)
     v->allow[0] = 0;
@@ -350,7 +403,7 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *c, const char *u
     *len = 0;
     return MHD_YES;
   }
-  return *len ? take_body(v, data, len) : v->err.code ? send_error(v) : act(v);
+  return *len ? take_body(v, data, len) : v->err.code ? send_error(v) : v->page ? send_page(v) : act(v);
 }
 
 /* ---- what libmicrohttpd tells about connections ---- */
@@ -437,7 +490,7 @@ static int start(struct admin *a, struct err *e)
   return a->daemon ? 0 : err_set(e, E_NOMEM, "the admin listener did not start");
 }
 
-int admin_open(struct admin **out, const struct config *cfg, struct safety *s, struct audit *audit, struct err *e)
+int admin_open(struct admin **out, const struct config *cfg, struct safety *s, struct audit *audit, struct jobs *jobs, struct err *e)
 {
   struct admin_where where;
   struct admin *a;
@@ -453,6 +506,7 @@ int admin_open(struct admin **out, const struct config *cfg, struct safety *s, s
   a->cfg = cfg;
   a->safety = s;
   a->audit = audit;
+  a->jobs = jobs;
   a->where = where;
   a->listen_fd = -1;
   if (sodium_init() < 0)

@@ -9,10 +9,11 @@
 #include <string.h>
 
 #include "proto/admin.h"
+#include "server/admin_activity.h"
 #include "server/log.h"
 #include "server/version.h"
 
-enum { LISTED_MAX = 512 };
+enum { LISTED_MAX = 512, PROFILES_MAX = 64 /* as many as a policy may have */ };
 
 /* ---- what is shown ---- */
 
@@ -35,7 +36,9 @@ struct lists {
   struct safety_generation_status generation[LISTED_MAX];
   struct admin_adapter shown_adapter[LISTED_MAX];
   struct admin_generation shown_generation[LISTED_MAX];
-  int adapters, generations;
+  struct safety_profile_status profile[PROFILES_MAX];
+  struct admin_profile shown_profile[PROFILES_MAX];
+  int adapters, generations, profiles;
 };
 
 static struct lists *lists_new(struct safety *s, struct err *e)
@@ -51,6 +54,10 @@ static struct lists *lists_new(struct safety *s, struct err *e)
   l->adapters = n < LISTED_MAX ? n : LISTED_MAX;
   n = safety_generations(s, l->generation, LISTED_MAX);
   l->generations = n < LISTED_MAX ? n : LISTED_MAX;
+  n = safety_profiles(s, l->profile, PROFILES_MAX);
+  l->profiles = n < PROFILES_MAX ? n : PROFILES_MAX;
+  for (int i = 0; i < l->profiles; i++)
+    l->shown_profile[i] = (struct admin_profile){.name = l->profile[i].name, .generation = l->profile[i].generation, .why = l->profile[i].why};
   for (int i = 0; i < l->adapters; i++)
     l->shown_adapter[i] = show_adapter(&l->adapter[i]);
   for (int i = 0; i < l->generations; i++)
@@ -72,7 +79,8 @@ static int act_status(struct admin_request *q, struct err *e)
   r = admin_encode_status(&q->out, &(struct admin_status){.version = SAFELIGHT_VERSION, .unready = r ? unready.msg : NULL,
                                                           .swaps = safety_swaps(q->safety), .adapter = l->shown_adapter,
                                                           .generation = l->shown_generation, .adapters = l->adapters,
-                                                          .generations = l->generations, .audit_records = head.seq, .audit_head = head.hash,
+                                                          .generations = l->generations, .profile = l->shown_profile,
+                                                          .profiles = l->profiles, .audit_records = head.seq, .audit_head = head.hash,
                                                           .audit_lost = audit_lost(q->audit)}, e);
   free(l);
   return r;
@@ -100,6 +108,11 @@ static int act_audit(struct admin_request *q, struct err *e)
   r = admin_encode_records(&q->out, records, e);
   free(records);
   return r;
+}
+
+static int act_activity(struct admin_request *q, struct err *e)
+{
+  return admin_activity(&q->out, q->jobs, q->cfg, e);
 }
 
 /* ---- what is changed ---- */
@@ -231,6 +244,7 @@ static const struct admin_route routes[] = {
     {"GET", "/v1/admin/status", BODY_NONE, 0, act_status},
     {"GET", "/v1/admin/generations", BODY_NONE, 0, act_generations},
     {"GET", "/v1/admin/audit", BODY_NONE, 0, act_audit},
+    {"GET", "/v1/admin/activity", BODY_NONE, 0, act_activity},
     {"POST", "/v1/admin/reload", BODY_NONE, 1, act_reload},
     {"POST", "/v1/admin/adapters/*", BODY_ADAPTER, 1, act_load},
     {"DELETE", "/v1/admin/adapters/*", BODY_NONE, 1, act_retire},

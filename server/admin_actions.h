@@ -8,6 +8,8 @@
 
 #include "base/buf.h"
 #include "server/audit.h"
+#include "server/config.h"
+#include "server/job.h"
 #include "server/safety.h"
 
 /* What a route takes as its body. */
@@ -16,6 +18,8 @@ enum admin_body { BODY_NONE, BODY_JSON, BODY_ADAPTER /* JSON, a raw file, or a f
 struct admin_request {
   struct safety *safety;
   struct audit *audit;
+  struct jobs *jobs;
+  const struct config *cfg;
   char name[POLICY_NAME];     /* what stands for * in the route's path */
   int n;                      /* ?n= of the audit route */
   int is_upload;              /* body is the adapter file itself */

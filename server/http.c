@@ -89,9 +89,7 @@ static enum MHD_Result answer_page(struct exchange *x, const struct page_file *f
   if (r) {
     add_header(r, MHD_HTTP_HEADER_ETAG, f->etag);
     add_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
-    add_header(r, "Content-Security-Policy",
-               "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-               "base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    add_header(r, "Content-Security-Policy", PAGE_POLICY);
     add_header(r, "Referrer-Policy", "no-referrer");
   }
   return send_answer(x, same ? 304 : 200, page_type(f), r, f->len);
@@ -158,7 +156,7 @@ static int is_get(const char *method)
 /* Finds the route, or sets x->err to 404 or 405. The page's files are no routes: route stays NULL without an error. */
 static void find_route(struct http *h, struct exchange *x, const char *url, const char *method)
 {
-  const struct page_file *f = h->cfg->page ? page_find(url) : NULL;
+  const struct page_file *f = h->cfg->page ? page_find(PAGE_PUBLIC, url) : NULL;
 
   for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
     const struct route *r = &routes[i];
@@ -340,7 +338,7 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *c, const char *u
     return send_preflight(x);
   if (x->route)
     return x->route->answer(x);
-  return answer_page(x, page_find(url));
+  return answer_page(x, page_find(PAGE_PUBLIC, url));
 }
 
 /* ---- what libmicrohttpd tells about connections ---- */

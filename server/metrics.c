@@ -17,7 +17,7 @@
 #include "server/process.h"
 
 enum type { COUNTER, GAUGE, HISTOGRAM };
-enum { BUCKETS_MAX = 20, STATUSES = 25, NS = 1000000000 };
+enum { STATUSES = 25, NS = 1000000000 };
 
 struct family {
   const char *name, *help;
@@ -161,6 +161,24 @@ void metric_set(enum metric m, int label, int64_t value)
 int64_t metric_value(enum metric m, int label)
 {
   return (int64_t)look(cell_of(m, label, families[m].type == COUNTER ? COUNTER : GAUGE));
+}
+
+const char *metric_label(enum metric m, int label)
+{
+  const struct family *f = &families[m];
+
+  return f->label[0] && !f->label[1] && label >= 0 && label < f->n[0] ? f->value[0][label] : NULL;
+}
+
+void metric_look(enum metric m, int label, struct metric_histogram *h)
+{
+  const struct family *f = &families[m];
+  const _Atomic uint64_t *c = cell_of(m, label, HISTOGRAM);
+
+  assert(f->buckets <= METRIC_BUCKETS_MAX);
+  *h = (struct metric_histogram){.bound = f->bound, .buckets = f->buckets, .is_seconds = f->is_seconds, .sum = look(&c[f->buckets + 1])};
+  for (int i = 0; i <= f->buckets; i++)
+    h->count[i] = look(&c[i]);
 }
 
 void metric_observe(enum metric m, int label, int64_t value)

@@ -15,6 +15,8 @@
 #include "base/buf.h"
 #include "base/err.h"
 
+enum { METRIC_BUCKETS_MAX = 20 };
+
 /* Families; the comment names the label's enumeration, the table in metrics.c the rest. */
 enum metric {
   METRIC_REQUESTS,          /* counter: use metric_request() */
@@ -66,6 +68,18 @@ enum metric_surface metric_surface_of(const char *path);
 void metric_refuse(int code);
 /* What a counter or gauge says now, for tests and for the operator's page. */
 int64_t metric_value(enum metric m, int label);
+/* The name of a label's value, "text"; NULL: the family has no such value, or its cells have more than one label. */
+const char *metric_label(enum metric m, int label);
+
+/* What a histogram says now. */
+struct metric_histogram {
+  const int64_t *bound;          /* [buckets], in the unit of metric_observe */
+  int buckets;
+  int is_seconds;                /* that unit is nanoseconds */
+  uint64_t count[METRIC_BUCKETS_MAX + 1]; /* of each bucket alone; the last one has no bound */
+  uint64_t sum;                  /* of all values */
+};
+void metric_look(enum metric m, int label, struct metric_histogram *h);
 
 /* Appends all families in the text format 0.0.4, and the process's own (memory, processor time, files). E_TOOBIG, E_NOMEM. */
 MUST_CHECK int metrics_encode(struct buf *out, struct err *e);

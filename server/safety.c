@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <math.h>
 #include <sodium.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -383,6 +384,21 @@ int safety_current(struct safety *s, struct safety_stamp *out, int cap)
   for (int i = 0; a && i < a->policy->n_profiles && n < cap; i++)
     if (a->slot[i].live)
       out[n++] = a->slot[i].live->stamp;
+  active_leave(s);
+  return n;
+}
+
+int safety_profiles(struct safety *s, struct safety_profile_status *out, int cap)
+{
+  const struct active *a = active_enter(s);
+  int n = a ? a->policy->n_profiles : 0;
+
+  for (int i = 0; i < n && i < cap; i++) {
+    const struct slot *slot = &a->slot[i];
+    snprintf(out[i].name, sizeof out[i].name, "%s", slot->name);
+    snprintf(out[i].generation, sizeof out[i].generation, "%s", slot->live ? slot->live->stamp.id : "");
+    snprintf(out[i].why, sizeof out[i].why, "%s", slot->live ? "" : slot->why.code ? slot->why.msg : "it is being loaded");
+  }
   active_leave(s);
   return n;
 }

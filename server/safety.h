@@ -120,6 +120,13 @@ int safety_adapters(struct safety *s, struct safety_adapter_status *out, int cap
 int safety_generations(struct safety *s, struct safety_generation_status *out, int cap); /* current ones first, then retiring and history */
 /* The live generation of each profile, in the policy's order; how many there are, at most cap. Takes no lock, waits for nobody. */
 int safety_current(struct safety *s, struct safety_stamp *out, int cap);
+/* Every profile, in the policy's order; how many there are. Waits for nobody. */
+struct safety_profile_status {
+  char name[POLICY_NAME];
+  char generation[32];      /* id of what is live; "" when its required set is not */
+  char why[448];            /* it is not */
+};
+int safety_profiles(struct safety *s, struct safety_profile_status *out, int cap);
 uint64_t safety_swaps(const struct safety *s);
 
 #endif

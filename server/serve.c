@@ -178,7 +178,7 @@ static void drain(struct server *s)
 static int open_safety(struct server *s, struct err *e)
 {
   if (safety_open(&s->safety, &s->cfg, s->worker.serving.model, &s->worker.be, s->audit, s->event_fd, e) ||
-      admin_open(&s->admin, &s->cfg, s->safety, s->audit, e))
+      admin_open(&s->admin, &s->cfg, s->safety, s->audit, &s->jobs, e))
     return e->code;
   worker_set_safety(&s->worker, s->safety);
   if (async_open(&s->async, &s->jobs, &s->worker, s->store, e))

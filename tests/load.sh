@@ -80,6 +80,8 @@ for i in 1 2 3 4 5 6 7 8; do
   clients+=($!)
   manage "audit$i" 200 "admin/audit?n=$i" &
   clients+=($!)
+  manage "activity$i" 200 admin/activity &
+  clients+=($!)
   curl -s -o /dev/null --max-time 0.$i -H 'Content-Type: application/json' -H 'Accept: image/png' \
     -d "{\"prompt\":\"gone $i\",\"steps\":50,\"size\":\"64x64\"}" "$url/v1/images/generations" &
   clients+=($!)

@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "server/job.h"
+#include "server/job_list.h"
 
 static void count_wake(void *arg)
 {
@@ -263,6 +263,57 @@ static void test_look(void **state)
   jobs_close(&js);
 }
 
+static void test_list(void **state)
+{
+  struct job_glance *list;
+  struct job *j[4];
+  struct jobs js;
+  struct err e = {0};
+  _Atomic int woken = 0;
+  int n;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  assert_int_equal(jobs_list(&js, &list, &n, &e), 0);
+  assert_int_equal(n, 0);
+  free(list);
+  for (int i = 0; i < 3; i++) {
+    j[i] = submit(&js, &woken);
+    snprintf(j[i]->id, sizeof j[i]->id, "job-%d", i);
+    j[i]->work = 1;
+    j[i]->req.steps = 4;
+    j[i]->req.width = 64 * (i + 1);
+  }
+  assert_int_equal(job_reserve(&js, &j[3], &e), 0); /* its owner is still at it: not shown */
+  js.ns_per_work = 1e9;
+  assert_ptr_equal(job_take(&js), j[0]);
+  j[0]->steps_done = 3;
+  j[2]->due_ns = j[1]->due_ns - 1; /* the younger one is due first */
+  assert_int_equal(jobs_list(&js, &list, &n, &e), 0);
+  assert_int_equal(n, 3);
+  assert_string_equal(list[0].id, "job-0");
+  assert_string_equal(list[1].id, "job-2");
+  assert_string_equal(list[2].id, "job-1");
+  assert_true(list[0].state == JOB_RUNNING && list[0].position == 0 && list[0].steps_done == 3 && list[0].steps == 4 && list[0].width == 64);
+  assert_true(list[1].state == JOB_QUEUED && list[1].position == 1 && list[2].position == 2);
+  for (int i = 0; i < 3; i++) { /* 1 step, then 4, then 4 more, of a second each */
+    double want = 1 + 4 * i;
+    assert_true(list[i].wait_s > want - 0.01 && list[i].wait_s < want + 0.01);
+    assert_true(list[i].age_s >= 0);
+  }
+  free(list);
+  err_set(&j[0]->err, E_INTERNAL, "broken");
+  job_fail(&js, j[0]); /* DONE: its answer is being sent */
+  assert_int_equal(jobs_list(&js, &list, &n, &e), 0);
+  assert_int_equal(n, 2);
+  free(list);
+  for (int i = 1; i < 3; i++)
+    job_stop(&js, j[i], j[i]->serial, E_CANCEL);
+  for (int i = 0; i < 4; i++)
+    job_release(&js, j[i]);
+  jobs_close(&js);
+}
+
 /* Who leaves a job behind leaves nothing behind. */
 static void test_disown(void **state)
 {
@@ -395,7 +446,7 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_bound),         cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running),
-      cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look),
+      cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look), cmocka_unit_test(test_list),
       cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),
   };
 

@@ -100,6 +100,8 @@ static void test_requests(void **state)
 
 static void test_histograms(void **state)
 {
+  struct metric_histogram h;
+
   (void)state;
   metric_observe(METRIC_BATCH_SIZE, 0, 1);
   metric_observe(METRIC_BATCH_SIZE, 0, 5);
@@ -111,12 +113,21 @@ static void test_histograms(void **state)
   shows("safelight_batch_size_bucket{le=\"64\"}", 3);
   shows("safelight_batch_size_bucket{le=\"+Inf\"}", 4);
   shows("safelight_batch_size_sum", 1006);
+  metric_look(METRIC_BATCH_SIZE, 0, &h);
+  assert_true(h.buckets == 12 && h.bound[4] == 6 && h.sum == 1006 && !h.is_seconds);
+  assert_true(h.count[0] == 2 && h.count[3] == 0 && h.count[4] == 1 && h.count[12] == 1); /* of each bucket alone */
   metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_AUDIT, 4.5);
   metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_AUDIT, 0.0 / 0.0);
   shows("safelight_stage_seconds_bucket{stage=\"audit\",le=\"0.0025\"}", 1);
   shows("safelight_stage_seconds_bucket{stage=\"audit\",le=\"0.005\"}", 2);
   shows("safelight_stage_seconds_sum{stage=\"audit\"}", 0.0045);
   shows("safelight_stage_seconds_count{stage=\"text\"}", 0);
+  metric_look(METRIC_STAGE_SECONDS, STAGE_AUDIT, &h);
+  assert_true(h.is_seconds && h.sum == 4500000);
+  assert_string_equal(metric_label(METRIC_STAGE_SECONDS, STAGE_AUDIT), "audit");
+  assert_null(metric_label(METRIC_STAGE_SECONDS, STAGE_COUNT));
+  assert_null(metric_label(METRIC_BATCH_SIZE, 0));
+  assert_null(metric_label(METRIC_REQUESTS, 0)); /* two labels */
 }
 
 static void test_names(void **state)

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from adapters import Policy, digest, lora, write_safetensors
-from conftest import BINARY, MODEL, PATIENCE, QUICK, ROOT, Answer, until
+from conftest import BINARY, LONG, MODEL, PATIENCE, QUICK, ROOT, Answer, until
 
 OPENAPI = ROOT / "proto/openapi.yaml"
 TOKEN = "0123456789abcdef-a-token"
@@ -93,6 +93,12 @@ def policy(tmp_path):
     return p.profile(required=["shield"], styles=["ink"]).write()
 
 
+@pytest.fixture(scope="module")
+def operated(daemon):
+    """The listener of the daemon that all share, for what changes nothing."""
+    return Admin(daemon)
+
+
 @pytest.fixture
 def admin(start, policy):
     return Admin(start(policy=policy.path))
@@ -101,6 +107,7 @@ def admin(start, policy):
 def test_status(admin, policy):
     s = admin.status()
     assert s["status"] == "ready" and s["why"] is None
+    assert s["profiles"] == [{"name": "default", "live": True, "generation": admin.current()["id"], "why": None}]
     shield = next(a for a in s["adapters"] if a["name"] == "shield")
     assert shield["state"] == "live" and shield["digest"] == digest(policy.folder / "shield.safetensors")
     assert shield["required_by"] == 1 and shield["sites"] > 10 and shield["max_rank"] == 4
@@ -112,7 +119,7 @@ def test_status(admin, policy):
 
 
 def test_nothing_of_it_on_the_public_port(admin):
-    for path in ("/v1/admin/status", "/v1/admin/reload", "/v1/load_lora_adapter", "/v1/admin/audit"):
+    for path in ("/v1/admin/status", "/v1/admin/reload", "/v1/load_lora_adapter", "/v1/admin/audit", "/v1/admin/activity", "/operator.html", "/operator.js"):
         assert admin.daemon.get(path).status == 404
         assert admin.daemon.request("POST", path, b"{}", {"Content-Type": "application/json"}).status == 404
 
@@ -175,7 +182,7 @@ def test_link_out_of_the_folder(admin, policy, tmp_path):
 
 
 @pytest.mark.parametrize("method, path, body, headers, status", [
-    ("GET", "/v1/admin/nothing", None, {}, 404), ("GET", "/", None, {}, 404), ("PUT", "/v1/admin/status", None, {}, 405),
+    ("GET", "/v1/admin/nothing", None, {}, 404), ("GET", "/index.html", None, {}, 404), ("POST", "/", None, {}, 404), ("PUT", "/v1/admin/status", None, {}, 405),
     ("GET", "/v1/admin/reload", None, {}, 405), ("POST", "/v1/admin/adapters/a/b", b"{}", {}, 404), ("POST", "/v1/admin/adapters/", b"{}", {}, 404),
     ("POST", "/v1/admin/adapters/" + "a" * 64, b"{}", {}, 404), ("POST", "/v1/admin/adapters/%2e%2e", b"{}", {}, 404),
     ("POST", "/v1/admin/profiles/nobody/activate", None, {}, 404), ("POST", "/v1/admin/profiles/default/rollback", None, {}, 404),
@@ -276,6 +283,86 @@ def test_other_users_are_refused(admin):
                           preexec_fn=lambda: os.umask(0))
     assert "401" in done.stdout and "uid 65534" in done.stdout, done
     until(lambda: any(r["verdict"] == "refused" and "uid 65534" in r["reason"] for r in admin.records("admin")), "the record of the refusal")
+
+
+def test_activity(admin):
+    """Who waits and runs, how far, in which order; and that what is over is counted."""
+    d = admin.daemon
+    assert admin.get("/v1/admin/activity").json["jobs"] == []
+    held = [d.send({**LONG, "n": 2}, "first")]
+    until(lambda: any(j["state"] == "running" and j["steps_done"] for j in admin.get("/v1/admin/activity").json["jobs"]), "the first to run")
+    a = admin.get("/v1/admin/activity").json
+    job, = a["jobs"]
+    assert (job["id"], job["width"], job["height"], job["steps"], job["pictures"], job["profile"]) == ("first", 256, 256, 300, 2, "default")
+    assert job["position"] is None and job["caller"].startswith("peer ") and job["age_s"] > 0 and "prompt" not in job
+    assert a["active"] == 1 and a["queue"] == {"waiting": 0, "capacity": 64} and 1 <= a["running"]["pictures"] <= a["running"]["capacity"]
+    for sock in held:
+        sock.close()
+    until(lambda: not admin.get("/v1/admin/activity").json["jobs"], "nobody to be there")
+    assert d.post(QUICK).status == 200
+    a = admin.get("/v1/admin/activity").json
+    counts = {(c["name"], c["label"]): c["value"] for c in a["counts"]}
+    assert counts["pictures", None] == 1 and counts["steps", None] > QUICK["steps"] and counts["cancelled", "disconnect"] == 1
+    for h in a["histograms"]:
+        assert len(h["counts"]) == len(h["bounds"]) + 1 and h["bounds"] == sorted(h["bounds"]) and (h["sum"] > 0) <= (sum(h["counts"]) > 0)
+    unet = next(h for h in a["histograms"] if (h["name"], h["label"]) == ("stage_seconds", "unet"))
+    assert sum(unet["counts"]) >= 1 and unet["sum"] > 0
+
+
+def test_a_queue_in_order(start, policy):
+    admin = Admin(start("--running", "1", policy=policy.path))
+    held = [admin.daemon.send({**LONG, "seed": i}, f"job-{i}") for i in range(3)]
+    jobs = until(lambda: (lambda j: j if len(j) == 3 and j[0]["state"] == "running" else None)(admin.get("/v1/admin/activity").json["jobs"]), "three jobs")
+    assert [j["state"] for j in jobs] == ["running", "queued", "queued"] and [j["position"] for j in jobs] == [None, 1, 2]
+    for sock in held:
+        sock.close()
+
+
+def test_profile_that_is_not_live_says_why(start, policy, tmp_path):
+    policy.content["adapters"]["lost"] = {"path": "lost.safetensors"}
+    policy.profile("school", required=["lost"]).write()
+    admin = Admin(start(policy=policy.path, ready=False))
+    until(lambda: (admin.daemon.state / "admin.sock").exists(), "the listener")
+    profiles = until(lambda: (lambda p: p if len(p) == 2 and p[0]["live"] else None)(admin.status()["profiles"]), "both profiles")
+    assert profiles[1]["name"] == "school" and not profiles[1]["live"] and profiles[1]["generation"] is None and "lost" in profiles[1]["why"]
+
+
+# ---- the operator's page ----
+
+PAGE = {"/": "text/html; charset=utf-8", "/operator.js": "text/javascript; charset=utf-8", "/style.css": "text/css; charset=utf-8",
+        "/favicon.svg": "image/svg+xml"}
+
+
+def test_page(operated):
+    for path, kind in PAGE.items():
+        answer = operated.get(path)
+        assert answer.status == 200 and answer.headers["content-type"] == kind and len(answer.body) > 100
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'") and answer.headers["x-content-type-options"] == "nosniff"
+        assert "www-authenticate" not in answer.headers
+        again = operated.request("GET", path, None, {"If-None-Match": answer.headers["etag"]})
+        assert again.status == 304 and again.body == b""
+        head = operated.request("HEAD", path)
+        assert head.status == 200 and head.body == b"" and int(head.headers["content-length"]) == len(answer.body)
+
+
+def test_page_needs_no_token_and_asks_for_it(port):
+    d, number, _ = port
+    answer = Admin(d, number).get("/")
+    assert answer.status == 200 and answer.headers["www-authenticate"] == "Bearer"
+    assert Admin(d, number).post("/").status == 401 and Admin(d, number).get("/v1/admin/activity").status == 401
+
+
+@pytest.mark.parametrize("host, origin, status", [
+    ("localhost:9000", "http://localhost:9000", 200), ("127.0.0.1:9000", None, 200), ("[::1]:9000", None, 200), ("admin", None, 200),
+    ("localhost:9000", "http://evil.example", 401), ("localhost:9000", "null", 401), ("localhost:9000", "http://localhost:9001", 401),
+    ("localhost:9000", "https://localhost:9000", 401), ("evil.example:9000", None, 401), ("evil.example:9000", "http://evil.example:9000", 401),
+    ("[evil.example]", None, 401),
+])
+def test_other_sites_do_not_use_the_socket(operated, host, origin, status):
+    """Through a tunnel every page of the operator's browser can reach it, and it asks for no token."""
+    headers = {"Host": host, **({"Origin": origin} if origin else {})}
+    assert operated.request("POST", "/v1/admin/reload", None, headers).status == status
+    assert operated.request("GET", "/v1/admin/status", None, headers).status == status
 
 
 @pytest.fixture
@@ -532,7 +619,7 @@ def test_every_admin_path_is_served(admin):
     text = OPENAPI.read_text()
     paths = re.findall(r"^  (/\S*):\n((?:    .*\n)*)", text, re.M)
     ours = {path: re.findall(r"^    (get|post|delete):", block, re.M) for path, block in paths if "x-listener: admin" in block}
-    assert len(ours) == 9
+    assert len(ours) == 10
     served = 0
     for path, methods in ours.items():
         for method in methods:
@@ -540,4 +627,4 @@ def test_every_admin_path_is_served(admin):
             assert answer.status != 405 and not answer.body.startswith(b'{"error":{"message":"there is nothing at'), (path, method)
             served += 1
         assert admin.request("PATCH", path.replace("{name}", "nobody")).status == 405
-    assert served == 10
+    assert served == 11

@@ -4,7 +4,8 @@ import re
 import pytest
 
 FILES = {"/": "text/html; charset=utf-8", "/index.html": "text/html; charset=utf-8", "/style.css": "text/css; charset=utf-8",
-         "/app.js": "text/javascript; charset=utf-8", "/favicon.svg": "image/svg+xml", "/favicon.ico": "image/svg+xml"}
+         **{f"/{name}.js": "text/javascript; charset=utf-8" for name in ("app", "draw", "gallery", "common")},
+         "/favicon.svg": "image/svg+xml", "/favicon.ico": "image/svg+xml"}
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -31,8 +32,11 @@ def test_the_page_refers_to_what_is_there(daemon):
     for path in re.findall(r'(?:src|href)="([^"]+)"', html):
         assert daemon.get(path).status == 200, path
     ids = set(re.findall(r'id="([^"]+)"', html))
-    script = daemon.get("/app.js").body.decode()
-    assert set(re.findall(r'\$\("([^"]+)"\)', script)) <= ids
+    for script in ("/app.js", "/gallery.js"):
+        text = daemon.get(script).body.decode()
+        assert set(re.findall(r'\$\("([^"]+)"\)', text)) <= ids
+        for path in re.findall(r'from "([^"]+)"', text):
+            assert daemon.get(path).status == 200, path
     # No inline script or style: the policy would block it.
     assert "onclick=" not in html and "style=" not in html and not re.search(r"<script>(?!<)", html)
 
