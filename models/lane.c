@@ -50,6 +50,7 @@ int lane_open(struct lane **out, struct model *m, int threads, int work, struct 
   l->be = &l->own;
   l->work = work;
   r = m->be->ops->open_lane(&l->own, m->be, threads, e);
+  l->threads = l->own.threads;
   if (!r)
     r = lane_reserve(l, bytes, e);
   if (r) {
@@ -71,6 +72,11 @@ void lane_close(struct lane *l)
 struct lane *model_lane(struct model *m)
 {
   return &m->lane;
+}
+
+void lane_use_threads(struct lane *l, int threads)
+{
+  l->be->ops->set_threads(l->be, threads ? threads : l->threads);
 }
 
 size_t lane_bytes(const struct lane *l)

@@ -30,6 +30,8 @@ enum lane_work {
 MUST_CHECK int lane_open(struct lane **l, struct model *m, int threads, int work, struct err *e);
 void lane_close(struct lane *l); /* takes NULL and, doing nothing, the model's own */
 struct lane *model_lane(struct model *m);      /* the model's own; the thread that owns the backend */
+/* A lane that was opened computes with so many threads from now on, 0: as many as it was opened with. */
+void lane_use_threads(struct lane *l, int threads);
 size_t lane_bytes(const struct lane *l);       /* of activation memory */
 
 #endif

@@ -26,6 +26,7 @@ struct lane {
   struct be *be;              /* &own, or the model's */
   struct be own;              /* zeroed in the main lane */
   int work;                   /* enum lane_work that the arena has room for */
+  int threads;                /* that it was opened with */
   struct arena arena;
 };
 

@@ -183,6 +183,7 @@ struct jobs {
   int is_closed;                  /* job_reserve refuses with E_NOTREADY */
   int is_over;                    /* whoever waits for work returns when there is nothing left */
   uint64_t serial;
+  _Atomic int stepping, staging;  /* the device thread, the stage thread is computing: who shares a processor leaves the other room */
   double ns_per_work;             /* what the device takes, smoothed; 0: nothing was measured yet */
 };
 

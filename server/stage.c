@@ -42,6 +42,15 @@ static void work(struct stage *s, struct stage_item *item)
   pic_return(s->jobs, p);
 }
 
+/* Beside the steps of others one thread: two teams of threads on the same cores wait for each other. */
+static void work_beside(struct stage *s, struct stage_item *item)
+{
+  atomic_store(&s->jobs->staging, 1);
+  lane_use_threads(s->lane, atomic_load(&s->jobs->stepping) ? 1 : 0);
+  work(s, item);
+  atomic_store(&s->jobs->staging, 0);
+}
+
 static void *run(void *arg)
 {
   struct stage *s = arg;
@@ -49,7 +58,7 @@ static void *run(void *arg)
 
   thread_self = THREAD_STAGE;
   while ((item = stage_next(s->jobs)))
-    work(s, item);
+    work_beside(s, item);
   return NULL;
 }
 

@@ -36,7 +36,7 @@ void worker_set_safety(struct worker *w, struct safety *s)
   atomic_store(&w->safety, s);
 }
 
-/* Pictures in one pass where rows share it, when the operator does not say. */
+/* Pictures in one step, when the operator does not say. */
 enum { BATCH_SHARED = 8 };
 
 /* Looks are free, previews are not: one that nobody planned comes no sooner after another. */
@@ -133,7 +133,9 @@ static int load(struct worker *w, struct err *e)
   s->info = model_info(s->model);
   if (set_limits(w, e) || model_reserve_for(s->model, s->limits.max_size, s->limits.max_size, LANE_STEPS, e))
     return e->code;
-  w->batch_max = w->cfg->batch ? w->cfg->batch : ops->rows_are_alone ? BATCH_SHARED : w->be.threads;
+  w->batch_max = w->cfg->batch ? w->cfg->batch : BATCH_SHARED;
+  if (!w->cfg->batch && !ops->rows_are_alone && w->batch_max > w->be.threads) /* a lane with memory of its own for each */
+    w->batch_max = w->be.threads;
   if (w->batch_max > w->cfg->running)
     w->batch_max = w->cfg->running;
   if (batch_open(&w->batch, s->model, w->batch_max, e) || stage_open(&w->stage, w->jobs, s->model, e) ||
@@ -274,6 +276,8 @@ static void step(struct worker *w)
     d[i] = p[i]->draw;
     err[i] = (struct err){0};
   }
+  atomic_store(&w->jobs->stepping, 1);
+  batch_leave_free(w->batch, atomic_load(&w->jobs->staging));
   batch_step(w->batch, d, n, err);
   ns = clock_ns() - t;
   metric_observe(METRIC_STEP_SECONDS, 0, ns);
@@ -367,9 +371,12 @@ static void draw_all(struct worker *w)
     take_back(w);
     sort_out(w);
     fill(w);
-    if (w->n_ready)
+    if (w->n_ready) {
       step(w);
-    else if (!jobs_wait(w->jobs, w->alive < w->cfg->running) && !w->alive)
+      continue;
+    }
+    atomic_store(&w->jobs->stepping, 0);
+    if (!jobs_wait(w->jobs, w->alive < w->cfg->running) && !w->alive)
       return;
   }
 }
