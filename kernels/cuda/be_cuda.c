@@ -21,6 +21,14 @@ _Static_assert((int)DT_F32 == KERN_F32 && (int)DT_F16 == KERN_F16 && (int)DT_BF1
                    (int)DT_U8 == KERN_U8,
                "kernels.h numbers the element types as tensor.h does");
 
+void cuda_use(int device)
+{
+  static _Thread_local int current = -1;
+
+  if (current != device && !cudaSetDevice(device))
+    current = device;
+}
+
 int cuda_check(int code, const char *what, struct err *e)
 {
   if (!code)
@@ -68,6 +76,7 @@ static void cuda_close(struct be *be)
 
   if (!c)
     return;
+  cuda_use(c->device);
   if (c->stream)
     (void)cudaStreamSynchronize(c->stream);
   pass_close(&c->pass);
@@ -93,8 +102,8 @@ static int context_new(struct be *be, int device, int no_capture, struct err *e)
     return err_set(e, E_NOMEM, "out of memory for the backend");
   be->priv = c;
   c->device = device;
-  if ((r = cuda_check(cudaSetDevice(device), "cudaSetDevice", e)) ||
-      (r = cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", e)) ||
+  cuda_use(device);
+  if ((r = cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", e)) ||
       (r = cuda_check(cudaMalloc((void **)&c->count, sizeof *c->count), "memory on the GPU", e)) ||
       (r = cuda_check(cudaMallocHost((void **)&c->count_host, sizeof *c->count_host), "pinned memory", e)) || (r = gpu_blas_open(&c->blas, e)) ||
       (r = gpu_dnn_open(&c->dnn, e)) || (r = pass_open(&c->pass, no_capture, e)))
@@ -110,10 +119,12 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
 
   if (code || count == 0)
     return err_set(e, E_DEVICE, "there is no GPU for the CUDA backend: %s", cudaGetErrorString(code ? code : cudaErrorNoDevice));
-  r = context_new(be, 0, cfg->no_capture, e);
+  if (cfg->device < 0 || cfg->device >= count)
+    return err_field(e, E_ARG, "devices", "there is no GPU %d: the driver offers %d, numbered from 0", cfg->device, count);
+  r = context_new(be, cfg->device, cfg->no_capture, e);
   if (r)
     return r;
-  r = cuda_check(cudaGetDeviceProperties(&prop, 0), "cudaGetDeviceProperties", e);
+  r = cuda_check(cudaGetDeviceProperties(&prop, cfg->device), "cudaGetDeviceProperties", e);
   if (!r && prop.major < 8)
     r = err_set(e, E_DEVICE, "the GPU %s is too old: compute capability %d.%d, and 8.0 or later is needed", prop.name, prop.major, prop.minor);
   if (r) {
@@ -150,9 +161,10 @@ static void cuda_set_threads(struct be *be, int threads)
 
 static int cuda_mem_alloc(struct be *be, size_t bytes, void **p, struct err *e)
 {
-  int code = cudaMalloc(p, bytes);
+  int code;
 
-  (void)be;
+  (void)cuda_of(be); /* its device */
+  code = cudaMalloc(p, bytes);
   if (code)
     *p = NULL;
   if (code != cudaErrorMemoryAllocation)

@@ -46,9 +46,16 @@ struct lowrank {
   struct kern_slot *slot;
 };
 
+/* be_cuda.c: makes the device current in the calling thread; a failure comes back from the next call that needs it. */
+void cuda_use(int device);
+
+/* Every entry of the table starts here: CUDA's current device belongs to the thread, and a thread may serve several. */
 static inline struct cuda *cuda_of(struct be *be)
 {
-  return be->priv;
+  struct cuda *c = be->priv;
+
+  cuda_use(c->device);
+  return c;
 }
 
 static inline size_t cuda_round(size_t bytes) /* parts of a block start at multiples of this */

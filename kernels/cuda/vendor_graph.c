@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { MOST_PARTS = 256, ASKED = 24 };
@@ -317,6 +318,57 @@ MUST_CHECK static int plan_of(struct graph_plan *out, const struct graph_target 
     r = graph_check(cudnnBackendSetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &t->handle), "a plan", e);
   if (!r)
     r = graph_check(cudnnBackendFinalize(d), "compiling a plan", e);
+  if (!r)
+    r = graph_check(cudnnBackendGetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &got, &out->workspace), "a plan", e);
+  if (r) {
+    if (d)
+      cudnnBackendDestroyDescriptor(d);
+    return r;
+  }
+  out->plan = d;
+  return 0;
+}
+
+int graph_plan_save(const struct graph_plan *p, char **text, size_t *n, struct err *e)
+{
+  int64_t size = 0, got = 0;
+  int r = graph_check(cudnnBackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, 0, &size, NULL), "saving a plan", e);
+
+  *text = NULL;
+  if (r)
+    return r;
+  if (size < 1 || size > GRAPH_TEXT_MAX)
+    return err_set(e, E_INTERNAL, "cuDNN: a plan of %lld bytes", (long long)size);
+  *text = malloc((size_t)size);
+  if (!*text)
+    return err_set(e, E_NOMEM, "out of memory for a plan");
+  r = graph_check(cudnnBackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, size, &got, *text), "saving a plan", e);
+  if (!r && got != size)
+    r = err_set(e, E_INTERNAL, "cuDNN: a plan of %lld bytes became one of %lld", (long long)size, (long long)got);
+  if (r) {
+    free(*text);
+    *text = NULL;
+  }
+  *n = (size_t)size;
+  return r;
+}
+
+int graph_plan_load(struct graph_plan *out, const struct graph_target *t, const char *text, size_t n, struct err *e)
+{
+  cudnnBackendDescriptor_t d = NULL;
+  int64_t got = 0;
+  int r;
+
+  *out = (struct graph_plan){0};
+  r = graph_check(cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &d), "a plan", e);
+  if (!r && t->device)
+    r = graph_check(cudnnBackendSetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &t->device), "a plan", e);
+  if (!r && t->handle)
+    r = graph_check(cudnnBackendSetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &t->handle), "a plan", e);
+  if (!r)
+    r = graph_check(cudnnBackendSetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)n, text), "loading a plan", e);
+  if (!r)
+    r = graph_check(cudnnBackendFinalize(d), "loading a plan", e);
   if (!r)
     r = graph_check(cudnnBackendGetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &got, &out->workspace), "a plan", e);
   if (r) {

@@ -12,6 +12,8 @@
 
 enum { GRAPH_KNOBS = 32, GRAPH_X = 1, GRAPH_W, GRAPH_Y, GRAPH_RESIDUAL, GRAPH_BIAS, GRAPH_Q, GRAPH_K, GRAPH_V, GRAPH_O, GRAPH_SCALE };
 
+enum { GRAPH_TEXT_MAX = 16 << 20 /* bytes of a saved plan */ };
+
 /* Where a plan is to run: one of the two is set. */
 struct graph_target {
   cudnnHandle_t handle;
@@ -39,6 +41,11 @@ MUST_CHECK int graph_conv_open(struct graph_plan *p, const struct graph_target *
 MUST_CHECK int graph_attention_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_attention *a, struct graph_choice *choice,
                                     struct err *e);
 void graph_plan_close(struct graph_plan *p);
+
+/* A plan as cuDNN's text, *n bytes with its final NUL, freed by the caller; and back, on the kind of device and the version of cuDNN that it was made
+ * for: cuDNN checks both. */
+MUST_CHECK int graph_plan_save(const struct graph_plan *p, char **text, size_t *n, struct err *e);
+MUST_CHECK int graph_plan_load(struct graph_plan *p, const struct graph_target *t, const char *text, size_t n, struct err *e);
 
 /* 0, or the error recorded with cuDNN's own words: E_NOMEM, E_INTERNAL for a graph that cuDNN does not take, E_DEVICE for everything else. */
 MUST_CHECK int graph_check(cudnnStatus_t s, const char *what, struct err *e);

@@ -22,6 +22,7 @@ struct cudasim_graph {
 };
 
 struct cudasim_stream {
+  int device;
   struct cudasim_graph *capture; /* NULL: entries run at once */
 };
 
@@ -29,7 +30,7 @@ struct cudasim_event {
   int is_recorded;
 };
 
-static int capturing, fail_in, fail_graphs, device_count = 1;
+static int capturing, fail_in, fail_graphs, device_count = 1, current_device;
 
 int cudasim_is_card(void)
 {
@@ -71,7 +72,10 @@ int cudaGetDeviceCount(int *count)
 
 int cudaSetDevice(int device)
 {
-  return device >= 0 && device < device_count ? 0 : cudaErrorInvalidValue;
+  if (device < 0 || device >= device_count)
+    return cudaErrorInvalidValue;
+  current_device = device;
+  return 0;
 }
 
 int cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
@@ -220,6 +224,8 @@ int cudasim_enqueue(struct cudasim_stream *s, int (*run)(void *arg), const void 
     return cudasim_sticky();
   if (!s || bytes > sizeof copy)
     return cudasim_fail(cudaErrorInvalidValue, "work on the default stream, or with %zu bytes of arguments", bytes);
+  if (s->device != current_device)
+    return cudasim_fail(cudaErrorInvalidValue, "work for a stream of device %d while device %d is current", s->device, current_device);
   if (!s->capture) {
     memcpy(copy, arg, bytes);
     return run(copy);
@@ -239,7 +245,10 @@ int cudaStreamCreateWithFlags(struct cudasim_stream **s, unsigned flags)
 {
   (void)flags;
   *s = calloc(1, sizeof **s);
-  return *s ? cudasim_sticky() : cudaErrorMemoryAllocation;
+  if (!*s)
+    return cudaErrorMemoryAllocation;
+  (*s)->device = current_device;
+  return cudasim_sticky();
 }
 
 int cudaStreamDestroy(struct cudasim_stream *s)
@@ -322,7 +331,8 @@ int cudaGraphLaunch(struct cudasim_graph *exec, struct cudasim_stream *s)
 {
   int r = cudasim_sticky();
 
-  (void)s;
+  if (s->device != current_device)
+    return cudasim_fail(cudaErrorInvalidValue, "a graph for device %d while device %d is current", s->device, current_device);
   cudasim_counters()->replays++;
   for (struct node *n = exec->first; n && !r; n = n->next)
     r = n->run(n->arg);

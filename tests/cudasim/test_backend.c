@@ -163,9 +163,45 @@ static void test_allocation_errors(void **state)
   assert_int_equal(cudasim_counts().live, 0);
 }
 
+/* Two devices served by one thread, op by op in turn: each call finds its own. A number too high is an error that names the bounds. */
+static void test_devices(void **state)
+{
+  static const float x[8] = {1, -2, 3, 4, 5, 6, 7, 8};
+  struct be be[2] = {{0}}, none;
+  struct tensor t[2] = {{NULL, {1, 1, 1, 8}, DT_BF16}, {NULL, {1, 1, 1, 8}, DT_BF16}};
+  struct err e = {0};
+  float y[8];
+
+  (void)state;
+  cudasim_devices(2);
+  assert_int_equal(be_open(&none, &be_cuda, &(struct be_config){.device = 2}, &e), E_ARG);
+  assert_non_null(strstr(e.msg, "no GPU 2"));
+  e = (struct err){0};
+  for (int i = 0; i < 2; i++)
+    must(be_open(&be[i], &be_cuda, &(struct be_config){.device = i}, &e), &e);
+  for (int i = 0; i < 2; i++)
+    must(be[i].ops->mem_alloc(&be[i], 16, &t[i].p, &e), &e);
+  for (int i = 0; i < 2; i++)
+    must(be[i].ops->upload(&be[i], t[i], x, DT_F32, &e), &e);
+  for (int k = 0; k < 4; k++)
+    must(be[k % 2].ops->add(&be[k % 2], t[k % 2], t[k % 2], t[k % 2], &e), &e);
+  for (int i = 0; i < 2; i++) {
+    must(be[i].ops->download(&be[i], y, DT_F32, t[i], &e), &e);
+    assert_true(y[0] == 4 && y[1] == -8 && y[7] == 32);
+    be[i].ops->mem_free(&be[i], t[i].p);
+  }
+  be_close(&be[0]);
+  be_close(&be[1]);
+  must(be_open(&be[0], &be_cuda, &(struct be_config){0}, &e), &e); /* device 0 is current again for those who come after */
+  be_close(&be[0]);
+  cudasim_devices(1);
+  assert_int_equal(cudasim_counts().live, 0);
+}
+
 int main(void)
 {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans), cmocka_unit_test(test_flat), cmocka_unit_test(test_allocation_errors)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans), cmocka_unit_test(test_flat), cmocka_unit_test(test_devices),
+                                     cmocka_unit_test(test_allocation_errors)};
 
   return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
 }
