@@ -6,7 +6,7 @@
  * sites, never by un-mangling names. A file is taken whole or not at all: a key that matches nothing, a factor without its
  * partner, a wrong shape or a value that is not finite is an error that names the tensor.
  *
- * Called by generation.c (stacks or folds the deltas), guard.c (cancellation), manifest.c, merge.c, server/safety.c, the
+ * Called by generation.c (stacks or folds the deltas), guard.c (cancellation), manifest.c, merge.c, server/safety_verify.c, the
  * command line. Threads: an adapter is immutable after adapter_open; any thread may read it.
  * Sources: the formats as diffusers, PEFT, kohya's sd-scripts and LyCORIS write them; see MODEL.md.
  */

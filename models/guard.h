@@ -18,7 +18,7 @@
  * What it cannot see: weights trained to undo the effect of S in directions of their own, or at other sites. Only an allow list of styles
  * and a classifier on the pictures help against those.
  *
- * Called by server/safety.c. Threads: the loader; pure functions of what they are given.
+ * Called by server/safety_compose.c. Threads: the loader; pure functions of what they are given.
  * Source: the composition is the Modular LoRA sum; the inner product is the Frobenius one.
  */
 #ifndef SAFELIGHT_MODELS_GUARD_H

@@ -16,7 +16,7 @@
  * A member that is not listed here is an error. targets.digest: BLAKE2b-256 over "SITE RANK\n" of every site in table order. The tolerances
  * may be tighter than the reader's own, never wider.
  *
- * Called by server/safety.c and the command line (`safelight adapter verify|sign`). Threads: a manifest is immutable once read;
+ * Called by server/safety_verify.c and the command line (`safelight adapter verify|sign`). Threads: a manifest is immutable once read;
  * manifest_probe and manifest_write belong to the thread that owns the lane.
  */
 #ifndef SAFELIGHT_MODELS_MANIFEST_H

@@ -2,7 +2,7 @@
  * safety.c - the part of the safety manager that other threads run: opening, resolving who asks into a target, pinning, asking the loader.
  *
  * Nothing here waits for the loader but the operator's commands. See safety.h for what it does and safety_state.h for how it holds together.
- * Called by serve.c, http.c, worker.c, admin.c. Threads: as safety.h says.
+ * Called by serve.c, the surfaces, worker.c, admin_actions.c. Threads: as safety.h says.
  */
 #include <errno.h>
 #include <math.h>

@@ -9,7 +9,7 @@
  *
  *      adapter:  ABSENT -> LOADING -> VERIFIED -> LIVE -> RETIRING -> ABSENT        any -> FAILED (the reason is kept)
  *
- * Called by serve.c (open, close), http.c (compose, refusals), worker.c (pin), admin.c (everything an operator may do).
+ * Called by serve.c (open, close), the surfaces (resolve, refusals), worker.c (prepare, pin), admin_actions.c (everything an operator may do).
  * Threads: as each function says. Serving reads without a lock (safety_state.h); one lock, never held while building, reading files or drawing,
  * guards what status pages show.
  */
