@@ -430,9 +430,10 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls, en
   if (!v)
     return;
   *con_cls = NULL;
-  log_request(&(struct log_request){.id = v->id, .method = v->method, .path = v->path, .status = v->status ? v->status : 499,
-                                    .error = v->err.code ? v->err.msg : code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : "the client went away",
-                                    .total_ms = (double)(clock_ns() - v->start_ns) / 1e6});
+  if (v->status != 200 || (v->route && v->route->is_change)) /* looking is not worth a line: the page looks every second */
+    log_request(&(struct log_request){.id = v->id, .method = v->method, .path = v->path, .status = v->status ? v->status : 499,
+                                      .error = v->err.code ? v->err.msg : code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : "the client went away",
+                                      .total_ms = (double)(clock_ns() - v->start_ns) / 1e6});
   if (v->form)
     (void)MHD_destroy_post_processor(v->form);
   buf_close(&v->q.body);

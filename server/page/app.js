@@ -57,12 +57,13 @@ async function watchReady() {
 
 // ---- the form ----
 
-// The request that the form describes; throws when a field holds no number.
+// The request that the form describes; throws when a field holds no number, or one that would not arrive as it was typed.
 function request() {
   const body = { prompt: $("prompt").value };
   for (const id of ["width", "height", ...NUMBERS]) {
     if ($(id).validity.badInput) throw new Refusal({ message: id.replace("_", " ") + " must be a number", param: id }, 400);
     if ($(id).value !== "") body[id] = Number($(id).value);
+    if (Math.abs(body[id]) > Number.MAX_SAFE_INTEGER) throw new Refusal({ message: id + " is more than a browser can count", param: id }, 400);
   }
   if (body.width && body.height) body.size = body.width + "x" + body.height;
   delete body.width;

@@ -24,6 +24,7 @@ sys.path.append(str(WIRE))  # for adapters.py, which takes MODEL from here
 from adapters import Policy, lora, write_safetensors  # noqa: E402
 
 TOKEN = "0123456789abcdef-a-token"
+KEY = "the-key-of-a-school"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
@@ -42,7 +43,7 @@ class Served:
         if not policy:
             made = Policy(folder / "safety").adapter("shield", lora(1, strength=0.1))
             write_safetensors(made.folder / "shield2.safetensors", lora(3, strength=0.1))
-            policy = made.profile(required=["shield"]).write().path
+            policy = made.profile(required=["shield"]).tenant("school", KEY, "default").write().path
         token = folder / "token"
         token.write_text(TOKEN + "\n")
         token.chmod(0o600)

@@ -45,7 +45,7 @@ def test_token(visit, served):
 def test_queue(page, served):
     """What runs and what waits is seen, and that it is gone when its clients are."""
     page.get_by_text("nobody waits").wait_for()
-    held = [served.daemon.send({**LONG, "seed": i}, f"job-{i}") for i in range(3)]
+    held = [served.daemon.send({**LONG, "n": 4, "seed": i}, f"job-{i}") for i in range(3)]
     try:
         running = page.locator("#jobs tr", has_text="job-0")
         running.get_by_text("running").wait_for()
@@ -111,7 +111,7 @@ def test_on_a_phone(visit, served, idle, scheme):
     assert page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"]
     enter(page, TOKEN)
     page.locator("#audit tr").first.wait_for()
-    sock = served.daemon.send({**LONG, "seed": 1}, "a-job-with-a-long-id-" + "x" * 40)
+    sock = served.daemon.send({**LONG, "n": 4}, "a-job-with-a-long-id-" + "x" * 40)
     page.locator("#jobs tr", has_text="a-job-with-a-long-id").wait_for()
     assert page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"]
     sock.close()

@@ -6,18 +6,25 @@ import re
 import pytest
 from PIL import Image
 
-from conftest import DESKTOP, PHONE, until
+from conftest import DESKTOP, KEY, PHONE, until
 
-# What is told to the page's user, in the order in which it is: recorded from inside, since a test outside may look too late.
-RECORD = """
-window.seen = [];
-new MutationObserver((changes) => {
-  for (const c of changes) {
-    if (c.target.id === "picture") seen.push("picture");
-    else if (c.target.closest && c.target.closest("#way")) seen.push("preview");
-  }
-}).observe(document, { subtree: true, attributes: true, attributeFilter: ["src"] });
+# What is told to the page's user, in the order in which it is: recorded from inside, since a test outside may look too late. And how many object URLs,
+# whose pictures the browser keeps, are there.
+RECORD = """() => {
+  window.urls = 0;
+  const make = URL.createObjectURL, revoke = URL.revokeObjectURL;
+  URL.createObjectURL = (blob) => (urls++, make.call(URL, blob));
+  URL.revokeObjectURL = (url) => (urls--, revoke.call(URL, url));
+  window.seen = [];
+  new MutationObserver((changes) => {
+    for (const c of changes) {
+      if (c.target.id === "picture") seen.push("picture");
+      else if (c.target.closest && c.target.closest("#way")) seen.push("preview");
+    }
+  }).observe(document, { subtree: true, attributes: true, attributeFilter: ["src"] });
+}
 """
+
 
 @pytest.fixture
 def page(visit, served, idle):
@@ -53,25 +60,27 @@ def recipe(page):
 
 def test_a_picture_forms(page, served):
     page.evaluate(RECORD)
-    describe(page, "a red apple", size=128, steps=60, seed=5, negative_prompt="blurry")
+    describe(page, "a red apple", size=128, steps=100, seed=5, negative_prompt="blurry")
     page.click("#draw")
     page.locator("#way progress").wait_for()
     finished(page, 1)
     seen = page.evaluate("seen")
-    assert seen[0] == "preview" and seen.count("preview") >= 2 and seen[-1] == "picture", seen
+    assert seen[0] == "preview" and seen[-1] == "picture", seen
+    assert page.evaluate("urls") == 1
     png = picture(page)
-    assert png == served.daemon.post({"prompt": "a red apple", "negative_prompt": "blurry", "size": "128x128", "steps": 60, "seed": 5},
+    assert png == served.daemon.post({"prompt": "a red apple", "negative_prompt": "blurry", "size": "128x128", "steps": 100, "seed": 5},
                                      Accept="image/png").body
     assert Image.open(io.BytesIO(png)).size == (128, 128)
     live, told = served.current(), recipe(page)
     assert page.inner_text("#safety") == f"Safety generation {live['id']}"
-    assert (told["Seed"], told["Steps"], told["Size"], told["Without"]) == ("5", "60", "128 × 128", "blurry")
+    assert (told["Seed"], told["Steps"], told["Size"], told["Without"]) == ("5", "100", "128 × 128", "blurry")
     assert (told["Profile"], told["Generation"], told["Digest"]) == ("default", live["id"], live["digest"])
     assert page.inner_text("#history .under") == live["id"]
     assert page.inner_text("#status").startswith("done: a red apple")
 
 
 def test_the_same_again(page):
+    page.evaluate(RECORD)
     describe(page, "a blue car")  # the server draws the seed
     page.click("#draw")
     finished(page, 1)
@@ -89,7 +98,7 @@ def test_the_same_again(page):
     page.click("#use")
     assert page.input_value("#seed") == str(int(seed) + 1) and page.input_value("#prompt") == "a blue car"
     page.click("#remove")
-    assert page.locator("#history li").count() == 2
+    assert page.locator("#history li").count() == 2 and page.evaluate("urls") == 2
 
 
 def test_several_pictures_of_one_request(page):
@@ -101,7 +110,7 @@ def test_several_pictures_of_one_request(page):
 
 def test_queue_and_cancel(page, served):
     """A second one waits for the first and says so; both are cancelled, one by its button and one by Escape, and the server stops."""
-    describe(page, "a long one", size=256, steps=150)
+    describe(page, "a long one", size=256, steps=150, n=4)
     page.click("#draw")
     page.locator("#way img[src^='blob:']").wait_for()
     page.fill("#prompt", "another one")
@@ -118,7 +127,7 @@ def test_queue_and_cancel(page, served):
 
 
 def test_leaving_stops_what_was_asked_for(page, served):
-    describe(page, "a long one", size=256, steps=150)
+    describe(page, "a long one", size=256, steps=150, n=4)
     page.click("#draw")
     page.locator("#way img[src^='blob:']").wait_for()
     page.goto(served.url + "/healthz")
@@ -175,6 +184,23 @@ def test_the_server_says_what_is_wrong(page):
     page.click("#draw")
     finished(page, 1)
     assert page.locator("#error").is_hidden() and page.get_attribute("#steps", "aria-invalid") is None
+    page.fill("#seed", "9007199254740993")  # would arrive as another number
+    page.click("#draw")
+    page.locator("#error", has_text="more than a browser can count").wait_for()
+
+
+def test_with_a_key(page, served):
+    """Of an asker with a key everything is asked with it: the job, its events, its pictures."""
+    page.watch.expected.append("status of 401")
+    describe(page, "a tree")
+    page.fill("#key", KEY + "x")
+    page.click("#draw")
+    page.locator("#error:visible").wait_for()
+    page.fill("#key", KEY)
+    page.click("#draw")
+    finished(page, 1)
+    newest = next(r for r in served.admin("GET", "/v1/admin/audit?n=20")["records"] if r["kind"] == "image")
+    assert newest["tenant"] == "school" and newest["verdict"] != "preview"
 
 
 def test_a_broken_connection_is_taken_up_again(page):
