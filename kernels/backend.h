@@ -81,6 +81,7 @@ struct be_config {
   int force_f32;    /* be_cpu: keep activations in fp32 where bf16 would be chosen */
   int want_f16;     /* be_cuda: activations in fp16 instead of bf16 */
   int device;       /* be_cuda: which GPU, from 0; lanes are on the device of what they are opened beside */
+  const char *plan_cache; /* be_cuda: a folder that exists, for compiled plans; NULL: none is kept. Read until close */
   int no_capture;   /* be_cuda: launches every op of a pass anew instead of replaying captured ones */
 };
 

@@ -6,10 +6,12 @@
  */
 #include "server/worker.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -118,6 +120,18 @@ static int count_memory(struct worker *w, struct err *e)
   return 0;
 }
 
+/* A folder in the state folder, for the backend that compiles for its device. Without it every start compiles anew. */
+static void open_plan_cache(struct worker *w, const struct be_ops *ops, struct be_config *bc)
+{
+  if (strcmp(ops->name, "cuda"))
+    return;
+  snprintf(w->plan_cache, sizeof w->plan_cache, "%s/plans", w->cfg->state);
+  if (mkdir(w->plan_cache, 0700) && errno != EEXIST)
+    log_event("compiled plans are not kept: %s: %s", w->plan_cache, strerror(errno));
+  else
+    bc->plan_cache = w->plan_cache;
+}
+
 static int load(struct worker *w, struct err *e)
 {
   struct be_config bc = {.threads = w->cfg->threads};
@@ -128,6 +142,7 @@ static int load(struct worker *w, struct err *e)
   if (be_find(w->cfg->backend, &ops, e))
     return e->code;
   log_choice(w->cfg, ops);
+  open_plan_cache(w, ops, &bc);
   if (be_open(&w->be, ops, &bc, e) || model_open(&s->model, &w->be, w->cfg->model, e))
     return e->code;
   s->info = model_info(s->model);

@@ -40,6 +40,7 @@ struct worker {
   pthread_t thread;
   int is_running;           /* thread exists; main */
   struct be be;
+  char plan_cache[CONFIG_TEXT + 16]; /* the backend's folder for what it compiles; "" for one that compiles nothing */
   struct serving serving;
   _Atomic int state;
   struct safety *_Atomic safety; /* NULL until main has opened it over the loaded model */

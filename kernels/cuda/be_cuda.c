@@ -93,7 +93,7 @@ static void cuda_close(struct be *be)
 }
 
 /* Everything of a context on a device that is there. */
-static int context_new(struct be *be, int device, int no_capture, struct err *e)
+static int context_new(struct be *be, int device, const char *plan_cache, int no_capture, struct err *e)
 {
   struct cuda *c = calloc(1, sizeof *c);
   int r;
@@ -102,11 +102,12 @@ static int context_new(struct be *be, int device, int no_capture, struct err *e)
     return err_set(e, E_NOMEM, "out of memory for the backend");
   be->priv = c;
   c->device = device;
+  c->plan_cache = plan_cache;
   cuda_use(device);
   if ((r = cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", e)) ||
       (r = cuda_check(cudaMalloc((void **)&c->count, sizeof *c->count), "memory on the GPU", e)) ||
       (r = cuda_check(cudaMallocHost((void **)&c->count_host, sizeof *c->count_host), "pinned memory", e)) || (r = gpu_blas_open(&c->blas, e)) ||
-      (r = gpu_dnn_open(&c->dnn, e)) || (r = pass_open(&c->pass, no_capture, e)))
+      (r = gpu_dnn_open(&c->dnn, plan_cache, e)) || (r = pass_open(&c->pass, no_capture, e)))
     cuda_close(be);
   return r;
 }
@@ -121,7 +122,7 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
     return err_set(e, E_DEVICE, "there is no GPU for the CUDA backend: %s", cudaGetErrorString(code ? code : cudaErrorNoDevice));
   if (cfg->device < 0 || cfg->device >= count)
     return err_field(e, E_ARG, "devices", "there is no GPU %d: the driver offers %d, numbered from 0", cfg->device, count);
-  r = context_new(be, cfg->device, cfg->no_capture, e);
+  r = context_new(be, cfg->device, cfg->plan_cache, cfg->no_capture, e);
   if (r)
     return r;
   r = cuda_check(cudaGetDeviceProperties(&prop, cfg->device), "cudaGetDeviceProperties", e);
@@ -144,7 +145,7 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
 static int cuda_open_lane(struct be *lane, struct be *be, int threads, struct err *e)
 {
   struct be made = *be;
-  int r = context_new(&made, cuda_of(be)->device, 1, e); /* a lane's passes are few */
+  int r = context_new(&made, cuda_of(be)->device, cuda_of(be)->plan_cache, 1, e); /* a lane's passes are few */
 
   (void)threads;
   *lane = r ? (struct be){0} : made;

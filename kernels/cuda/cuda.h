@@ -18,6 +18,7 @@
 
 struct cuda {
   int device;
+  const char *plan_cache;       /* or NULL */
   cudaStream_t stream;
   struct gpu_blas *blas;
   struct gpu_dnn *dnn;

@@ -35,7 +35,8 @@ struct gpu_attention {
   enum dtype act;
 };
 
-MUST_CHECK int gpu_dnn_open(struct gpu_dnn **d, struct err *e);
+/* For the current device. plan_cache: a folder for compiled plans, the caller's until gpu_dnn_close; or NULL. */
+MUST_CHECK int gpu_dnn_open(struct gpu_dnn **d, const char *plan_cache, struct err *e);
 void gpu_dnn_close(struct gpu_dnn *d); /* takes NULL */
 /* y = conv(x, w) [+ residual] [+ bias], summed in fp32, rounded once. Enqueues. */
 MUST_CHECK int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e);

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/plan_file.h"
 #include "kernels/cuda/plans.h"
 #include "kernels/cuda/vendor_graph.h"
 
@@ -26,7 +27,19 @@ _Static_assert(sizeof(struct key) % 8 == 0, "hashed by words of eight");
 
 enum { MOST_PLANS = 2048, MOST_CHOICES = 2048 };
 
+/* What a saved plan is known by: cuDNN compares device and version once more. */
+struct file_key {
+  char device[64];
+  int32_t major, minor, processors, unused;
+  uint64_t version;
+  struct key shape;
+};
+
+_Static_assert(sizeof(struct file_key) <= PLAN_FILE_KEY, "a key has its place in the file");
+
 struct gpu_dnn {
+  const char *plan_cache;       /* folder, or NULL */
+  struct file_key file;         /* without its shape */
   cudnnHandle_t handle;
   cudaStream_t stream;
   struct plans plans;           /* struct graph_plan by key */
@@ -42,7 +55,25 @@ static void drop_plan(void *value)
   free(value);
 }
 
-int gpu_dnn_open(struct gpu_dnn **out, struct err *e)
+/* Device and version. Nothing is kept on disk for a device that does not tell its name. */
+static void know_device(struct gpu_dnn *d)
+{
+  struct cudaDeviceProp prop;
+  int device = 0;
+
+  if (cudaGetDevice(&device) || cudaGetDeviceProperties(&prop, device)) {
+    (void)cudaGetLastError();
+    d->plan_cache = NULL;
+    return;
+  }
+  snprintf(d->file.device, sizeof d->file.device, "%.63s", prop.name);
+  d->file.major = prop.major;
+  d->file.minor = prop.minor;
+  d->file.processors = prop.multiProcessorCount;
+  d->file.version = cudnnGetVersion();
+}
+
+int gpu_dnn_open(struct gpu_dnn **out, const char *plan_cache, struct err *e)
 {
   struct gpu_dnn *d = calloc(1, sizeof *d);
   int r;
@@ -55,6 +86,9 @@ int gpu_dnn_open(struct gpu_dnn **out, struct err *e)
     free(d);
     return r;
   }
+  d->plan_cache = plan_cache;
+  if (plan_cache)
+    know_device(d);
   plans_init(&d->plans, sizeof(struct key), MOST_PLANS, drop_plan);
   plans_init(&d->choices, sizeof(struct key), MOST_CHOICES, free);
   *out = d;
@@ -121,24 +155,69 @@ MUST_CHECK static int choice_of(struct gpu_dnn *d, const struct key *k, const st
   return r;
 }
 
-MUST_CHECK static int plan_of(struct gpu_dnn *d, const struct key *k, const struct graph_plan **out, struct err *e)
+/* The saved plan; whether there was one that cuDNN takes. */
+static int plan_from_file(struct gpu_dnn *d, const struct key *k, struct graph_plan *p)
+{
+  const struct graph_target here = {.handle = d->handle};
+  struct file_key name = d->file;
+  size_t n;
+  char *text;
+  int ok;
+
+  if (!d->plan_cache)
+    return 0;
+  memcpy(&name.shape, k, sizeof *k);
+  text = plan_file_read(d->plan_cache, &name, sizeof name, &n);
+  ok = text && !graph_plan_load(p, &here, text, n, NULL);
+  free(text);
+  return ok;
+}
+
+/* What cannot be written is compiled again another time. */
+static void plan_to_file(struct gpu_dnn *d, const struct key *k, const struct graph_plan *p)
+{
+  struct file_key name = d->file;
+  size_t n;
+  char *text;
+
+  if (!d->plan_cache || graph_plan_save(p, &text, &n, NULL))
+    return;
+  memcpy(&name.shape, k, sizeof *k);
+  (void)plan_file_write(d->plan_cache, &name, sizeof name, text, n);
+  free(text);
+}
+
+/* A plan of the class's engine for exactly this count of pictures. */
+MUST_CHECK static int plan_make(struct gpu_dnn *d, const struct key *k, struct graph_plan *p, struct err *e)
 {
   const struct graph_choice *choice;
   struct graph_choice fixed;
+  int r;
+
+  if (plan_from_file(d, k, p)) /* saved with the engine that the class has: the same heuristics of the same version chose it */
+    return 0;
+  r = choice_of(d, k, &choice, e);
+  if (r)
+    return r;
+  fixed = *choice;
+  r = plan_open(d, p, k, &fixed, e);
+  if (!r)
+    plan_to_file(d, k, p);
+  return r;
+}
+
+MUST_CHECK static int plan_of(struct gpu_dnn *d, const struct key *k, const struct graph_plan **out, struct err *e)
+{
   struct graph_plan *p = plans_find(&d->plans, k);
   int r;
 
   *out = p;
   if (p)
     return 0;
-  r = choice_of(d, k, &choice, e);
-  if (r)
-    return r;
-  fixed = *choice;
   p = calloc(1, sizeof *p);
   if (!p)
     return err_set(e, E_NOMEM, "out of memory for a plan");
-  r = plan_open(d, p, k, &fixed, e);
+  r = plan_make(d, k, p, e);
   if (!r && plans_is_full(&d->plans))
     (void)cudaStreamSynchronize(d->stream); /* kernels of plans that are about to go may still run; an error comes back from the next call */
   if (!r) {
@@ -200,12 +279,10 @@ MUST_CHECK static int run(struct gpu_dnn *d, cudaStream_t s, const struct graph_
   return r;
 }
 
-/* Stands for a pointer that is there. */
+/* Stands for a pointer that is there, in this process and in files of others. */
 static void *is_there(const void *p)
 {
-  static char there;
-
-  return p ? &there : NULL;
+  return p ? (void *)(uintptr_t)1 : NULL;
 }
 
 int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e)

@@ -2,6 +2,7 @@
  * test_backend.c - what be_cuda's host code promises besides arithmetic: its bounded tables, arrangements of rows that the models never use, and which
  * errors it makes of the device's. Threads: one.
  */
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,9 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <stdio.h>
+#include <unistd.h>
+
 #include <cmocka.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/plan_file.h"
 #include "kernels/cuda/plans.h"
 #include "tests/cudasim/sim.h"
 #include "tests/cudasim/wrong.h"
@@ -73,6 +78,68 @@ static void test_plans(void **state)
   assert_int_equal(find(&t, 1, 7), -1);
   plans_clear(&t);
   assert_int_equal(dropped, MOST + 1);
+}
+
+/* ---- plan_file.h ---- */
+
+static void poke(const char *folder, const char *name, long at, int by)
+{
+  char path[400];
+  FILE *f;
+  int c;
+
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  f = fopen(path, "r+b");
+  assert_non_null(f);
+  fseek(f, at, SEEK_SET);
+  c = fgetc(f);
+  fseek(f, at, SEEK_SET);
+  fputc(c ^ by, f);
+  fclose(f);
+}
+
+/* What was written comes back for its own key alone, and nothing comes back from a file that is damaged anywhere. */
+static void test_plan_files(void **state)
+{
+  static const char text[] = "{\"a plan\": 1}";
+  const int64_t key[2] = {1, 2}, other[2] = {1, 3};
+  char folder[] = "build/plans-XXXXXX", name[64] = "", path[400], *got;
+  struct dirent *d;
+  size_t n;
+  DIR *dir;
+
+  (void)state;
+  assert_non_null(mkdtemp(folder));
+  assert_null(plan_file_read(folder, key, sizeof key, &n));
+  assert_true(plan_file_write(folder, key, sizeof key, text, sizeof text));
+  assert_null(plan_file_read(folder, other, sizeof other, &n));
+  got = plan_file_read(folder, key, sizeof key, &n);
+  assert_true(got && n == sizeof text && !memcmp(got, text, n));
+  free(got);
+  dir = opendir(folder);
+  while ((d = readdir(dir)))
+    if (d->d_name[0] != '.') {
+      assert_int_equal(name[0], 0); /* one file, and nothing beside it */
+      snprintf(name, sizeof name, "%.60s", d->d_name);
+    }
+  closedir(dir);
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  for (long at = 0; at < 8 * 4 + 16 + 0; at++) { /* magic, sizes, checksum, key */
+    poke(folder, name, at, 0x41);
+    assert_null(plan_file_read(folder, key, sizeof key, &n));
+    poke(folder, name, at, 0x41);
+  }
+  poke(folder, name, 8 * 4 + 512 + 3, 1); /* the text */
+  assert_null(plan_file_read(folder, key, sizeof key, &n));
+  assert_int_equal(truncate(path, 8 * 4 + 512 + 3), 0);
+  assert_null(plan_file_read(folder, key, sizeof key, &n));
+  assert_true(plan_file_write(folder, key, sizeof key, text, sizeof text)); /* written anew */
+  got = plan_file_read(folder, key, sizeof key, &n);
+  assert_non_null(got);
+  free(got);
+  assert_false(plan_file_write("/nowhere/at/all", key, sizeof key, text, sizeof text));
+  unlink(path);
+  rmdir(folder);
 }
 
 /* ---- low-rank factors ---- */
@@ -200,8 +267,8 @@ static void test_devices(void **state)
 
 int main(void)
 {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans), cmocka_unit_test(test_flat), cmocka_unit_test(test_devices),
-                                     cmocka_unit_test(test_allocation_errors)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans), cmocka_unit_test(test_plan_files), cmocka_unit_test(test_flat),
+                                     cmocka_unit_test(test_devices), cmocka_unit_test(test_allocation_errors)};
 
   return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
 }

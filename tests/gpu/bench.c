@@ -10,6 +10,8 @@
  *
  * in-turn: generations are built between pictures on the one thread (the simulator has but one), which measures nothing.
  *
+ * Plans are kept in build/gpu-check, when that is there: the second half reads what the first has written.
+ *
  * Called by tests/gpu/check. Links kernels/ and models/, nothing of the server. Threads: the device's, and a loader's during "swap".
  */
 #include <pthread.h>
@@ -390,7 +392,7 @@ MUST_CHECK static int rig_open(struct rig *r, const struct setup *s, int no_capt
   int code;
 
   *r = (struct rig){.s = s};
-  (void)((code = be_open(&r->be, &be_cuda, &(struct be_config){.no_capture = no_capture}, e)) ||
+  (void)((code = be_open(&r->be, &be_cuda, &(struct be_config){.no_capture = no_capture, .plan_cache = "build/gpu-check"}, e)) ||
          (code = model_open_synthetic(&r->m, &r->be, s->arch, e)) || (code = model_reserve(r->m, s->size, s->size, e)) ||
          (code = batch_open(&r->batch, r->m, s->batches, e)) || (code = r->be.ops->open_lane(&r->lane, &r->be, 0, e)) ||
          (code = model_step_flops(r->m, s->size, s->size, &r->flops, e)));

@@ -131,6 +131,30 @@ static int expect(int n, int got, int want, const char *what)
   return got != want;
 }
 
+/* A plan that was saved comes back with its workspace; a damaged one does not. */
+static int check_saved(const struct graph_target *t, int n, const struct graph_plan *p)
+{
+  struct graph_plan again;
+  struct err e = {0};
+  char *text;
+  size_t bytes;
+  int failed = expect(n, graph_plan_save(p, &text, &bytes, &e), 0, "a plan is saved"), r;
+
+  if (failed)
+    return 2;
+  r = graph_plan_load(&again, t, text, bytes, &e);
+  failed = expect(n + 1, r ? r : again.workspace == p->workspace ? 0 : E_INTERNAL, 0, "and loaded");
+  if (!r)
+    graph_plan_close(&again);
+  text[0] = 'x';
+  r = graph_plan_load(&again, t, text, bytes, NULL);
+  if (!r)
+    graph_plan_close(&again);
+  failed += expect(n + 2, r != 0, 1, "a damaged one is not");
+  free(text);
+  return failed;
+}
+
 /* The codes of errors, and that a plan is never made of an engine that is not there, nor of an error that the caller had before. */
 static int check_errors(const struct graph_target *t)
 {
@@ -141,7 +165,7 @@ static int check_errors(const struct graph_target *t)
   struct graph_plan p;
   int failed = 0, r;
 
-  printf("1..7\n");
+  printf("1..10\n");
   failed += expect(1, graph_check(CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED, "a test", NULL), E_NOMEM, "no memory of the host");
   failed += expect(2, graph_check(CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, "a test", NULL), E_NOMEM, "no memory of the device");
   failed += expect(3, graph_check(CUDNN_STATUS_NOT_SUPPORTED_SHAPE, "a test", NULL), E_INTERNAL, "a shape that cuDNN does not take");
@@ -151,8 +175,10 @@ static int check_errors(const struct graph_target *t)
   failed += expect(6, open_conv(&p, t, &wrong, &none, NULL), E_INTERNAL, "a convolution of nothing");
   r = open_conv(&p, t, &plain, &first, &old);
   failed += expect(7, r, 0, "a plan after an older error");
-  if (!r)
+  if (!r) {
+    failed += check_saved(t, 8, &p);
     graph_plan_close(&p);
+  }
   return failed != 0;
 }
 
