@@ -30,7 +30,8 @@ enum err_code {
   E_AUTH = -14,     /* missing or unknown key: 401 */
   E_NOTREADY = -15, /* the model is still loading, or the server is stopping: 503, try again */
   E_CONFLICT = -16, /* an idempotency key that was used with another body: 422 */
-  E_FULL = -17      /* the disk is full: 507 */
+  E_FULL = -17,     /* the disk is full: 507 */
+  E_CRASHED = -18   /* of a durable job: the process ended during each attempt to draw it: 500 */
 };
 
 struct err {

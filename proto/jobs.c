@@ -38,6 +38,11 @@ static json_t *progress_json(const struct jobs_progress *p)
   return json_pack("{s:i,s:i,s:i,s:i}", "step", p->step, "steps", p->steps, "picture", p->picture, "pictures", p->pictures);
 }
 
+static json_t *progress_or_null(const struct jobs_progress *p)
+{
+  return p->pictures ? progress_json(p) : json_null();
+}
+
 static json_t *error_json(const struct err *what)
 {
   return what ? json_pack("{s:o,s:o,s:s}", "message", json_make_text(what->msg), "param", *what->field ? json_make_text(what->field) : json_null(), "code",
@@ -61,15 +66,30 @@ static void shorten(json_t *request, const char *field)
 static void echo(const struct jobs_view *v, json_t **request, json_t **metadata)
 {
   json_t *root = v->body ? json_load_whole(v->body, v->len, 0, NULL) : NULL;
+  json_t *own = v->metadata && *v->metadata ? json_load_whole(v->metadata, strlen(v->metadata), 0, NULL) : NULL;
 
   *request = root ? root : json_null();
-  *metadata = json_is_object(root) ? json_incref(json_object_get(root, "metadata")) : NULL;
+  *metadata = own || !json_is_object(root) ? own : json_incref(json_object_get(root, "metadata"));
   *metadata = *metadata ? *metadata : json_null();
   if (!json_is_object(root))
     return;
   json_object_del(root, "metadata");
   shorten(root, "image");
   shorten(root, "mask");
+}
+
+int jobs_metadata(struct buf *out, const char *body, size_t len, struct err *e)
+{
+  json_t *root = json_load_whole(body, len, 0, NULL);
+  json_t *metadata = json_object_get(root, "metadata");
+  int r = 0;
+
+  if (!root)
+    r = err_set(e, E_NOMEM, "out of memory for the request's metadata");
+  else if (json_is_object(metadata))
+    r = json_add_value(out, json_incref(metadata), 0, e);
+  json_decref(root);
+  return r;
 }
 
 int jobs_encode(struct buf *out, const struct jobs_view *v, struct err *e)
@@ -88,7 +108,7 @@ int jobs_encode(struct buf *out, const struct jobs_view *v, struct err *e)
                         json_pack("{s:o,s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "id", json_make_text(v->id), "object", "job", "status",
                                   jobs_status_name(v->status), "created", time_json(v->created), "started", time_json(v->started), "finished",
                                   time_json(v->finished), "queue_position", v->queue_position >= 0 ? json_integer(v->queue_position) : json_null(),
-                                  "estimated_wait_s", v->wait_s >= 0 ? json_real(v->wait_s) : json_null(), "progress", progress_json(&v->progress),
+                                  "estimated_wait_s", v->wait_s >= 0 ? json_real(v->wait_s) : json_null(), "progress", progress_or_null(&v->progress),
                                   "metadata", metadata, "request", request, "error", error_json(v->err)),
                         1, e);
 }

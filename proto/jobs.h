@@ -4,7 +4,8 @@
  *   {"id", "object": "job", "status": queued|running|succeeded|failed|cancelled, "created", "started", "finished", "queue_position",
  *    "estimated_wait_s", "progress": {"step", "steps", "picture", "pictures"}, "metadata", "request", "result", "error"}
  * Times are seconds since 1970 or null. queue_position counts from 0, the next to start; it and estimated_wait_s are null once the job runs. request is
- * the body without metadata, its pictures by their length. result is what POST /v1/images/generations answers; error is {"message", "param", "code"}.
+ * the body without metadata, its pictures by their length, null once it is not at hand; progress is null when it is not known. result is what
+ * POST /v1/images/generations answers; error is {"message", "param", "code"}.
  *
  * Called by server/. Threads: pure functions.
  */
@@ -27,7 +28,7 @@ int jobs_status_find(const char *name);
 
 struct jobs_progress {
   int step, steps;              /* of the picture at hand */
-  int picture, pictures;        /* which is at hand, from 0; how many there are */
+  int picture, pictures;        /* which is at hand, from 0; how many there are; 0: nothing is known */
 };
 
 /* All that is told of a job. Strings are borrowed. */
@@ -40,9 +41,13 @@ struct jobs_view {
   struct jobs_progress progress;
   const char *body;             /* as received; len bytes, NULL: not at hand */
   size_t len;
+  const char *metadata;         /* JSON; NULL: that of the body, when it is at hand */
   const char *result;           /* JSON as openai_encode_result writes it; NULL: none (yet) */
   const struct err *err;        /* why it failed or was cancelled; NULL: it did not */
 };
+
+/* Appends the metadata of a body that was decoded before, as JSON; nothing when it has none. */
+MUST_CHECK int jobs_metadata(struct buf *out, const char *body, size_t len, struct err *e);
 
 MUST_CHECK int jobs_encode(struct buf *out, const struct jobs_view *v, struct err *e);
 

@@ -107,6 +107,8 @@ MUST_CHECK int openai_encode_error_event(struct buf *out, const struct err *what
 
 /* The name of an error as answers have it ("queue_full"), for a code and the field at fault ("" for none). */
 const char *openai_error_name(int code, const char *field);
+/* The E_* of such a name; E_INTERNAL when it is none. */
+int openai_error_code(const char *name);
 
 /* The HTTP status of an E_* code; 500 for one that has none. */
 int openai_status(int code);

@@ -29,6 +29,7 @@ static const struct {
     {E_CANCEL, 499, "invalid_request_error", "cancelled"},
     {E_INTERNAL, 500, "server_error", "internal_error"},
     {E_FILE, 500, "server_error", "bad_file"},
+    {E_CRASHED, 500, "server_error", "crashed"},
     {E_NOMEM, 503, "server_error", "out_of_memory"},
     {E_POLICY, 503, "server_error", "safety_unavailable"},
     {E_DEVICE, 503, "server_error", "device_failed"},
@@ -62,6 +63,14 @@ const char *openai_error_name(int code, const char *field)
   if (code == E_NOTFOUND && !strcmp(field, "model"))
     return "model_not_found"; /* the code that OpenAI's clients look for */
   return statuses[status_row(code)].name;
+}
+
+int openai_error_code(const char *name)
+{
+  for (int i = 0; i < STATUSES; i++)
+    if (!strcmp(statuses[i].name, name))
+      return statuses[i].code;
+  return !strcmp(name, "model_not_found") ? E_NOTFOUND : E_INTERNAL;
 }
 
 int openai_encode_error(struct buf *out, const struct err *what, struct err *e)

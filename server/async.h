@@ -9,7 +9,7 @@
  *      store         recorded: the entry of the table is free again
  *
  * A job that the server's end interrupts is put back and drawn after the next start, with the same bytes. The backlog of a start is fed into the table
- * by a thread of its own, as there is room.
+ * by a thread of its own, as there is room; what cannot be drawn yet (its safety is not live) is passed by and tried again.
  *
  * Called by native.c, serve.c. Threads: as the table says; async_adopt on the HTTP thread, async_begin and
  * async_drop on the store's too.
@@ -30,13 +30,15 @@ struct async {
   struct jobs *jobs;
   struct worker *worker;
   struct store *store;
+  struct audit *audit;
   pthread_t thread;        /* feeds the backlog */
   int is_running;
   _Atomic int is_over;
 };
 
 /* Main thread, when the safety manager is open. w's model and safety outlive it. async_close after, also after failure. */
-MUST_CHECK int async_open(struct async *a, struct jobs *js, struct worker *w, struct store *store, struct err *e);
+MUST_CHECK int async_open(struct async *a, struct jobs *js, struct worker *w, struct store *store, struct audit *audit,
+                          struct err *e);
 /* Main thread: feeds no more. Before the last jobs are waited for. */
 void async_stop(struct async *a);
 void async_close(struct async *a); /* takes a zeroed one; every job is FREE */

@@ -58,6 +58,8 @@ static const struct option options[] = {
     {"client_s", INT, AT(client_s), "30", 1, 3600, NULL,
      "Seconds a client has to send its request, and a connection may lie idle. Reading an answer may take as long, and one "
      "second more for every 16 kB."},
+    {"alive_s", INT, AT(alive_s), "15", 1, 3600, NULL,
+     "Seconds between signs of life (a comment) in a stream of events that has no news. Proxies must wait longer than this."},
     {"max_body_kb", INT, AT(max_body_kb), "256", 1, 1 << 20, NULL, "Largest request body in kB; more is 413."},
     {"max_upload_kb", INT, AT(max_upload_kb), "32768", 1, 1 << 20, NULL, "The same for requests that carry pictures."},
     {"max_connections", INT, AT(max_connections), "4000", 1, 100000, NULL, "Open connections; more are closed at once. One takes about 17 kB."},

@@ -29,7 +29,7 @@ struct config {
   char sampler[CONFIG_TEXT];
   int max_n;
   int queue, running, batch;
-  int deadline_s, drain_s, client_s;
+  int deadline_s, drain_s, client_s, alive_s;
   int max_body_kb, max_upload_kb, max_connections;
   char public_url[CONFIG_TEXT];
   char cors_origins[CONFIG_TEXT], trusted_proxies[CONFIG_TEXT];

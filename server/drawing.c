@@ -9,6 +9,33 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "server/audit.h"
+#include "server/log.h"
+#include "server/metrics.h"
+
+void drawing_refused(struct audit *a, const struct safety_target *t, const char *tenant, const char *id, const struct err *why)
+{
+  struct audit_style style[POLICY_STYLES_MAX];
+  struct audit_record r = {
+      .kind = AUDIT_REFUSAL,
+      .tenant = t ? safety_target_tenant(t) : tenant,
+      .profile = t ? safety_target_profile(t) : "",
+      .request_id = id,
+      .style = style,
+      .n_styles = t ? safety_target_styles(t, style, POLICY_STYLES_MAX) : 0,
+      .verdict = "refused",
+      .reason = why->msg,
+  };
+  struct err ignored = {0};
+  int code = why->code;
+
+  metric_refuse(code);
+  if (code == E_BUSY || code == E_NOTREADY || code == E_CANCEL || code == E_TIMEOUT || code == E_FULL)
+    return;
+  if (audit_note(a, &r, &ignored))
+    log_event("a refusal could not be recorded: %s", ignored.msg);
+}
+
 static int draw_seed(struct request *q, struct err *e)
 {
   uint32_t seed;

@@ -10,6 +10,8 @@
 #include "server/job.h"
 #include "server/surface.h"
 
+struct audit;
+
 struct drawing_body {
   const char *p;
   size_t len;
@@ -35,6 +37,9 @@ struct drawing_who {
  * is one, says who asked. Costs no memory to speak of: whoever has limits asks them between the two. */
 MUST_CHECK int drawing_read(struct job *j, const struct drawing *dr, struct first *first, const struct drawing_body *b, const struct serving *s,
                             struct safety *safety, const struct drawing_who *who, int *pending, struct err *e);
+/* Counts a refusal or failure and notes it in the audit log: what was asked for, and who asked; overload, a full disk and shutdown are nobody's doing. t: as
+ * far as it is known, NULL: then the tenant's name. Any thread. */
+void drawing_refused(struct audit *a, const struct safety_target *t, const char *tenant, const char *id, const struct err *why);
 /* Pixels of the first picture, memory and tokens for each picture to be drawn. */
 MUST_CHECK int drawing_prepare(struct job *j, const struct first *first, const struct serving *s, struct err *e);
 

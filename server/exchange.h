@@ -51,7 +51,9 @@ struct stream {
   int64_t events;                /* how many were sent */
   struct job *job;               /* of an events stream: in the table, not the exchange's own */
   uint64_t serial;
-  int is_gone, is_last;
+  int is_time;                   /* it was poked: time for a sign of life */
+  int is_listening, is_seeking;  /* at the job; for it: looked for again soon */
+  int is_last;                   /* the job has left the table: what the store says next is the end */
 };
 
 struct exchange {
@@ -64,7 +66,7 @@ struct exchange {
   char method[12], path[EXCHANGE_PATH_SHOWN];  /* for the log: printable, cut */
   char arg[EXCHANGE_ARGS][EXCHANGE_ARG_MAX];
   const struct route *route;     /* NULL when err is set from the start */
-  const char *allow;             /* of a 405 */
+  char allow[48];                /* of a 405: every method that the path takes */
   char token[EXCHANGE_TOKEN];    /* exchange_token: of an Authorization that is not plain */
   const char *file_type;         /* the picture itself is wanted, as this media type; NULL: JSON */
   struct buf body;

@@ -116,6 +116,7 @@ static const struct route routes[] = {
     {.path = "/v1/images/generations", .method = "POST", .answer = answer_images, .body = BODY_JSON, .drawing = &openai_generations},
     {.path = "/v1/images/edits", .method = "POST", .answer = answer_images, .body = BODY_FORM, .takes_files = 1, .drawing = &openai_edits},
     {.path = "/v1/jobs", .method = "POST", .answer = answer_job_post, .body = BODY_JSON, .takes_files = 1, .drawing = &native_drawing},
+    {.path = "/v1/jobs", .method = "GET", .answer = answer_job_list},
     {.path = "/v1/jobs/*", .method = "GET", .answer = answer_job_get},
     {.path = "/v1/jobs/*", .method = "DELETE", .answer = answer_job_cancel},
     {.path = "/v1/jobs/*/cancel", .method = "POST", .answer = answer_job_cancel},
@@ -153,6 +154,13 @@ static int is_get(const char *method)
   return !strcmp(method, "GET") || !strcmp(method, "HEAD");
 }
 
+static void allow(struct exchange *x, const char *methods)
+{
+  size_t n = strlen(x->allow);
+
+  snprintf(x->allow + n, sizeof x->allow - n, "%s%s", n ? ", " : "", methods);
+}
+
 /* Finds the route, or sets x->err to 404 or 405. The page's files are no routes: route stays NULL without an error. */
 static void find_route(struct http *h, struct exchange *x, const char *url, const char *method)
 {
@@ -164,15 +172,16 @@ static void find_route(struct http *h, struct exchange *x, const char *url, cons
       continue;
     if (!strcmp(r->method, method) || (!strcmp(r->method, "GET") && is_get(method))) {
       x->route = r;
+      x->allow[0] = 0;
       return;
     }
-    x->allow = !strcmp(r->method, "GET") ? "GET, HEAD" : r->method;
+    allow(x, !strcmp(r->method, "GET") ? "GET, HEAD" : r->method);
   }
   if (f && !is_get(method))
-    x->allow = "GET, HEAD";
-  if (x->allow && !strcmp(method, "OPTIONS") && (h->cors.is_any || h->cors.n) && exchange_header(x, MHD_HTTP_HEADER_ORIGIN))
+    allow(x, "GET, HEAD");
+  if (*x->allow && !strcmp(method, "OPTIONS") && (h->cors.is_any || h->cors.n) && exchange_header(x, MHD_HTTP_HEADER_ORIGIN))
     x->is_preflight = 1;
-  else if (x->allow)
+  else if (*x->allow)
     err_set(&x->err, E_METHOD, "%s does not take %s; it takes %s", x->path, x->method, x->allow);
   else if (!f)
     err_set(&x->err, E_NOTFOUND, "there is nothing at %s", x->path);
@@ -477,7 +486,7 @@ void http_stopping(struct http *h)
 
 int http_asking(struct http *h)
 {
-  return atomic_load(&h->asking);
+  return atomic_load(&h->asking) + atomic_load(&h->asleep);
 }
 
 int http_exchanges(struct http *h)

@@ -22,6 +22,7 @@ struct http {
   struct audit *audit;
   struct async *_Atomic async; /* NULL until durable jobs are taken */
   _Atomic int asking;       /* questions to the store that are not answered */
+  _Atomic int asleep;       /* connections that are suspended */
   struct watch watch;
   struct cors cors;
   struct peer_list proxies;
@@ -37,7 +38,7 @@ struct http {
 MUST_CHECK int http_open(struct http *h, const struct config *cfg, struct jobs *js, struct worker *w, struct audit *audit,
                          struct err *e);
 void http_stopping(struct http *h); /* any thread */
-int http_asking(struct http *h);    /* any thread: connections that sleep until the store has answered */
+int http_asking(struct http *h);    /* any thread: questions to the store and connections that sleep; http_close waits for none */
 int http_exchanges(struct http *h); /* any thread: requests that are not fully answered */
 void http_close(struct http *h);    /* takes zeroed and half-open */
 

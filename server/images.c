@@ -14,20 +14,24 @@
 #include "server/drawing.h"
 #include "server/encode.h"
 #include "server/exchange.h"
-#include "server/metrics.h"
 
 /* ---- waiting ---- */
 
 void exchange_sleep(struct exchange *x)
 {
   MHD_suspend_connection(x->connection);
+  atomic_fetch_add(&x->h->asleep, 1);
   atomic_store(&x->is_asleep, 1);
 }
 
 void exchange_wake(struct exchange *x)
 {
-  if (atomic_exchange(&x->is_asleep, 0))
-    MHD_resume_connection(x->connection);
+  struct http *h = x->h; /* what is resumed may be over at once */
+
+  if (!atomic_exchange(&x->is_asleep, 0))
+    return;
+  MHD_resume_connection(x->connection);
+  atomic_fetch_sub(&h->asleep, 1);
 }
 
 void images_wake(void *arg)
@@ -192,28 +196,9 @@ int images_build(struct exchange *x, int *pending, struct err *e)
   return r;
 }
 
-/* Refusals of what was asked for, and of who asked, are in the audit log; overload and shutdown are not anybody's doing. */
 void images_refused(struct exchange *x)
 {
-  const struct safety_target *t = x->job ? x->job->target : NULL;
-  struct audit_style style[POLICY_STYLES_MAX];
-  struct audit_record r = {
-      .kind = AUDIT_REFUSAL,
-      .tenant = t ? safety_target_tenant(t) : "",
-      .profile = t ? safety_target_profile(t) : "",
-      .request_id = x->id,
-      .style = style,
-      .n_styles = t ? safety_target_styles(t, style, POLICY_STYLES_MAX) : 0,
-      .verdict = "refused",
-      .reason = x->err.msg,
-  };
-  struct err ignored = {0};
-
-  metric_refuse(x->err.code);
-  if (x->err.code == E_BUSY || x->err.code == E_NOTREADY || x->err.code == E_CANCEL || x->err.code == E_TIMEOUT)
-    return;
-  if (audit_note(x->h->audit, &r, &ignored))
-    log_event("a refusal could not be recorded: %s", ignored.msg);
+  drawing_refused(x->h->audit, x->job ? x->job->target : NULL, "", x->id, &x->err);
 }
 
 /* ---- the answer ---- */

@@ -98,6 +98,7 @@ static void job_clear(struct job *j)
   memset(j->pic, 0, sizeof j->pic);
   memset(j->preview, 0, sizeof j->preview);
   j->surface = NULL;
+  j->is_durable = 0;
   j->caller[0] = j->base[0] = 0;
   j->weight = 1;
   j->priority = 0;
@@ -683,7 +684,7 @@ struct job *job_find(struct jobs *js, const char *id, const char *caller, uint64
   lock_take(&js->lock);
   for (int i = 0; i < js->n; i++) {
     struct job *j = &js->job[i];
-    if (is_visible(j) && (id ? !strcmp(j->id, id) : !strcmp(j->caller, caller)) && is_better(j, found, id != NULL))
+    if (is_visible(j) && (id ? j->is_durable && !strcmp(j->id, id) : !strcmp(j->caller, caller)) && is_better(j, found, id != NULL))
       found = j;
   }
   *serial = found ? found->serial : 0;

@@ -127,6 +127,7 @@ struct job {
   struct request req;
   enum sampler_kind sampler;
   int karras;
+  int is_durable;                 /* id is that of a job in the store */
   int wants_file;                 /* the picture itself instead of JSON */
   char base[JOB_BASE];            /* "https://pictures.example": what addresses in the answer begin with */
   char file_name[REQUEST_N_MAX][STORE_NAME]; /* of REPLY_URL: in the store; encoder */
@@ -246,7 +247,7 @@ struct job_view {
 };
 /* 0 when the entry is no longer this job. wants_preview: the device is asked for one. */
 int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview, int wants_preview, struct job_view *v);
-/* The job with this id (ids are the owners': of several that are the same the newest); or, id NULL, of this caller: a running one, else the one that waits
+/* The durable job with this id (a client may choose any for the others); or, id NULL, of this caller: a running one, else the one that waits
  * longest. NULL: none. */
 struct job *job_find(struct jobs *js, const char *id, const char *caller, uint64_t *serial);
 /* How many of this caller's jobs were stopped. */

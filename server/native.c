@@ -16,6 +16,10 @@
 #include "server/metrics.h"
 #include "server/openai.h"
 
+enum { KEY_MAX = 255, LIST_MAX = 100, LIST_DEFAULT = 20 };
+
+static const int64_t EVENT_ID_MAX = (int64_t)1 << 53; /* what every client can count to */
+
 /* ---- asking the store ---- */
 
 /* A question to the store. It may outlive its exchange, when the reader of a stream leaves. */
@@ -27,6 +31,7 @@ struct asked {
   int is_done;         /* job table's lock */
   struct job *job;     /* ADD: drawn once it is in the store */
   int pending;         /* ADD: a generation is to be composed first */
+  struct buf note;     /* ADD: the metadata */
 };
 
 static void asked_free(struct asked *a)
@@ -34,8 +39,12 @@ static void asked_free(struct asked *a)
   if (!a)
     return;
   store_job_close(&a->op.found);
+  for (int i = 0; i < a->op.listed; i++)
+    store_job_close(&a->op.list[i]);
+  free(a->op.list);
   if (a->op.fd >= 0)
     close(a->op.fd);
+  buf_close(&a->note);
   free(a);
 }
 
@@ -72,6 +81,7 @@ static struct asked *ask(struct exchange *x, enum store_verb verb, const char *t
   x->asked = a;
   a->h = x->h;
   a->x = x;
+  buf_init(&a->note, OPENAI_METADATA_MAX + 1);
   a->op = (struct store_op){.verb = verb, .fd = -1, .done = on_answer, .arg = a};
   snprintf(a->op.job.tenant, sizeof a->op.job.tenant, "%s", tenant);
   snprintf(a->op.job.id, sizeof a->op.job.id, "%s", id);
@@ -170,8 +180,8 @@ static void add_live(struct jobs_view *v, const struct job_view *now)
   v->progress = (struct jobs_progress){.step = at - picture * each, .steps = each, .picture = picture, .pictures = now->pictures};
 }
 
-/* The store's record, and what the table says beside it. err has room for the failure. */
-static struct jobs_view view_of(struct http *h, const struct store_job *s, struct err *err)
+/* The store's record. err has room for the failure. */
+static struct jobs_view recorded(const struct store_job *s, struct err *err)
 {
   struct jobs_view v = {
       .id = s->id,
@@ -183,17 +193,26 @@ static struct jobs_view view_of(struct http *h, const struct store_job *s, struc
       .wait_s = -1,
       .body = s->body,
       .len = s->body_len,
+      .metadata = s->note && *s->note ? s->note : NULL,
       .result = s->answer && *s->answer ? s->answer : NULL,
   };
+
+  if (s->state == STORE_FAILED || s->state == STORE_CANCELLED) {
+    *err = (struct err){.code = s->state == STORE_CANCELLED ? E_CANCEL : openai_error_code(s->error_code)};
+    snprintf(err->msg, sizeof err->msg, "%s", *s->error_text ? s->error_text : "the job was cancelled");
+    v.err = err;
+  }
+  return v;
+}
+
+/* The same, and what the table says beside it. */
+static struct jobs_view view_of(struct http *h, const struct store_job *s, struct err *err)
+{
+  struct jobs_view v = recorded(s, err);
   struct job_view now;
   uint64_t serial;
   struct job *j;
 
-  if (s->state == STORE_FAILED || s->state == STORE_CANCELLED) {
-    *err = (struct err){.code = s->state == STORE_CANCELLED ? E_CANCEL : E_INTERNAL};
-    snprintf(err->msg, sizeof err->msg, "%s", *s->error_text ? s->error_text : "the job was cancelled");
-    v.err = err;
-  }
   if (s->state > STORE_RUNNING)
     return v;
   j = job_find(h->jobs, s->id, NULL, &serial);
@@ -237,6 +256,87 @@ enum MHD_Result answer_job_get(struct exchange *x)
   return find_job(x, send_found);
 }
 
+/* ---- the list ---- */
+
+static int encode_list(struct exchange *x, struct buf *b, struct err *e)
+{
+  const struct store_op *op = &x->asked->op;
+  int n = op->listed < op->cap ? op->listed : op->cap - 1; /* one more was asked for, to know whether there is more */
+  int r = jobs_list_begin(b, e);
+
+  for (int i = 0; i < n && !r; i++) {
+    struct err why = {0};
+    struct jobs_view v = view_of(x->h, &op->list[i], &why);
+    r = jobs_list_add(b, &v, e);
+  }
+  return r ? r : jobs_list_end(b, op->listed > n, e);
+}
+
+static enum MHD_Result send_list(struct exchange *x)
+{
+  struct err e = x->asked->op.err;
+  struct buf b;
+
+  buf_init(&b, 16 << 20);
+  if (!e.code && !encode_list(x, &b, &e))
+    return send_json(x, 200, &b);
+  buf_close(&b);
+  return fail(x, &e);
+}
+
+static const char *query(const struct exchange *x, const char *name)
+{
+  return MHD_lookup_connection_value(x->connection, MHD_GET_ARGUMENT_KIND, name);
+}
+
+/* What the list's query asks for: *wanted as struct store_op has it. */
+static int read_query(const struct exchange *x, int *limit, int *wanted, const char **after, struct err *e)
+{
+  const char *text = query(x, "limit"), *status = query(x, "status");
+  char *end;
+  long n = LIST_DEFAULT;
+  int state;
+
+  if (text) {
+    n = strtol(text, &end, 10);
+    if (!*text || *end || n < 1 || n > LIST_MAX)
+      return err_field(e, E_ARG, "limit", "limit must be a whole number from 1 to %d", LIST_MAX);
+  }
+  if (status) {
+    state = jobs_status_find(status);
+    if (state < 0)
+      return err_field(e, E_ARG, "status", "status must be queued, running, succeeded, failed or cancelled");
+    *wanted = 1 << state;
+  }
+  *limit = (int)n;
+  *after = query(x, "after");
+  return 0;
+}
+
+/* Only who shows a key has a list: strangers are not told apart, and a job's id is what shows that it is theirs. */
+enum MHD_Result answer_job_list(struct exchange *x)
+{
+  char tenant[POLICY_NAME];
+  const char *after = NULL;
+  struct err e = {0};
+  struct asked *a;
+  int limit = 0, wanted = 0;
+
+  if (!x->h->async)
+    return fail(x, &(struct err){.code = E_NOTREADY, .msg = "the model is still loading"});
+  if (find_tenant(x, tenant, &e) || read_query(x, &limit, &wanted, &after, &e))
+    return fail(x, &e);
+  if (!*tenant)
+    return fail(x, &(struct err){.code = E_AUTH, .msg = "jobs are listed for API keys only: without one ask for a job by its id"});
+  a = ask(x, STORE_LIST, tenant, after ? after : "");
+  if (!a)
+    return fail_memory(x);
+  a->op.cap = limit + 1;
+  a->op.wanted = wanted;
+  a->op.list = calloc((size_t)a->op.cap, sizeof *a->op.list);
+  return a->op.list ? wait_for(x, a, send_list) : fail_memory(x);
+}
+
 /* ---- POST ---- */
 
 static enum MHD_Result send_accepted(struct exchange *x)
@@ -244,7 +344,7 @@ static enum MHD_Result send_accepted(struct exchange *x)
   struct asked *a = x->asked;
 
   if (a->op.err.code) {
-    metric_refuse(a->op.err.code);
+    drawing_refused(x->h->audit, NULL, a->op.job.tenant, x->id, &a->op.err);
     return fail(x, &a->op.err);
   }
   if (!a->op.found.body) { /* what was asked for is told again once */
@@ -256,15 +356,16 @@ static enum MHD_Result send_accepted(struct exchange *x)
 
 enum MHD_Result answer_job_post(struct exchange *x)
 {
-  const char *key = exchange_header(x, "Idempotency-Key"), *type = exchange_header(x, MHD_HTTP_HEADER_CONTENT_TYPE);
+  const char *key = exchange_header(x, "Idempotency-Key");
   struct asked *a = NULL;
   struct job *j;
   int pending = 0;
 
+  x->file_type = NULL; /* the answer is JSON whatever Accept says: the pictures come later */
   if (!x->h->async)
     err_set(&x->err, E_NOTREADY, "the model is still loading");
-  else if (key && strlen(key) > STORE_KEY - FAIR_NAME)
-    err_field(&x->err, E_ARG, "Idempotency-Key", "Idempotency-Key may have at most %d bytes", STORE_KEY - FAIR_NAME);
+  else if (key && (!*key || strlen(key) > KEY_MAX))
+    err_field(&x->err, E_ARG, "Idempotency-Key", "Idempotency-Key must have 1 to %d bytes", KEY_MAX);
   if (x->err.code || images_build(x, &pending, &x->err) || async_make_id(x->job->id, &x->err) || async_adopt(x->h->async, x->job, &x->err)) {
     images_refused(x);
     if (x->job)
@@ -275,19 +376,21 @@ enum MHD_Result answer_job_post(struct exchange *x)
   j = x->job;
   x->job = NULL; /* the service's from here on */
   a = ask(x, STORE_ADD, safety_target_tenant(j->target), j->id);
-  if (!a) {
+  if (!a || jobs_metadata(&a->note, x->body.p, x->body.len, &x->err)) {
     async_drop(x->h->async, j);
-    return fail_memory(x);
+    return a ? send_error(x) : fail_memory(x);
   }
   a->job = j;
   a->pending = pending;
   if (key) /* without a key of their own, strangers do not share the keys of idempotency */
     snprintf(a->op.job.key, sizeof a->op.job.key, "%s %s", j->caller, key);
   snprintf(a->op.job.profile, sizeof a->op.job.profile, "%s", safety_target_profile(j->target));
-  snprintf(a->op.job.type, sizeof a->op.job.type, "%s", type);
-  a->op.job.body = x->body.p ? x->body.p : "";
+  snprintf(a->op.job.type, sizeof a->op.job.type, "application/json"); /* without parameters, which change nothing */
+  a->op.job.note = a->note.p;
+  a->op.job.body = x->body.p;
   a->op.job.body_len = x->body.len;
   a->op.job.seed = j->req.seed;
+  a->op.job.priority = j->priority;
   return wait_for(x, a, send_accepted);
 }
 
@@ -314,9 +417,25 @@ const struct drawing native_drawing = {.surface = &surface_native, .decode = dec
 
 /* ---- cancel ---- */
 
-static enum MHD_Result find_again(struct exchange *x)
+static enum MHD_Result send_cancelled(struct exchange *x)
 {
-  return x->asked->op.err.code ? fail(x, &x->asked->op.err) : find_job(x, send_found);
+  struct store_op *op = &x->asked->op;
+
+  return op->err.code ? fail(x, &op->err) : send_view(x, op->found.state > STORE_RUNNING ? 200 : 202, &op->found, 0);
+}
+
+/* Stops the job in the table, if it is there; then the store is asked how it stands. */
+static enum MHD_Result stop_and_look(struct exchange *x)
+{
+  uint64_t serial;
+  struct job *j;
+
+  if (x->asked->op.err.code)
+    return fail(x, &x->asked->op.err);
+  j = job_find(x->h->jobs, x->arg[0], NULL, &serial);
+  if (j)
+    job_stop(x->h->jobs, j, serial, E_CANCEL);
+  return find_job(x, send_cancelled);
 }
 
 /* A job that runs ends at its next step, one that waits now; one of the backlog is recorded as cancelled before it is fed. */
@@ -326,23 +445,18 @@ static enum MHD_Result cancel_found(struct exchange *x)
   char tenant[STORE_WORD];
   struct asked *a;
   uint64_t serial;
-  struct job *j;
 
-  if (op->err.code)
-    return fail(x, &op->err);
-  if (op->found.state > STORE_RUNNING)
-    return send_view(x, 200, &op->found, 0);
-  j = job_find(x->h->jobs, op->found.id, NULL, &serial);
-  if (j) {
-    job_stop(x->h->jobs, j, serial, E_CANCEL);
-    return send_view(x, 202, &op->found, 0);
-  }
+  if (op->err.code || op->found.state > STORE_RUNNING)
+    return send_cancelled(x);
+  if (job_find(x->h->jobs, op->found.id, NULL, &serial))
+    return stop_and_look(x);
   memcpy(tenant, op->job.tenant, sizeof tenant);
   a = ask(x, STORE_FINISH, tenant, x->arg[0]);
   if (!a)
     return fail_memory(x);
   a->op.job.state = STORE_CANCELLED;
-  return wait_for(x, a, find_again);
+  a->op.is_impatient = 1;
+  return wait_for(x, a, stop_and_look); /* it may have been fed meanwhile */
 }
 
 enum MHD_Result answer_job_cancel(struct exchange *x)
@@ -402,10 +516,12 @@ enum MHD_Result answer_job_picture(struct exchange *x)
 
 enum MHD_Result answer_file(struct exchange *x)
 {
-  if (!x->h->async || !store_is_name(x->arg[0])) {
-    err_set(&x->err, E_NOTFOUND, "there is no such file");
-    return send_error(x);
-  }
+  if (!x->h->async)
+    return fail(x, &(struct err){.code = E_NOTREADY, .msg = "the model is still loading"});
+  if (atomic_load(&x->h->is_stopping))
+    return fail(x, &(struct err){.code = E_NOTREADY, .msg = "the server is stopping"});
+  if (!store_is_name(x->arg[0]))
+    return fail(x, &(struct err){.code = E_NOTFOUND, .msg = "there is no such file"});
   return open_file(x, x->arg[0]);
 }
 
@@ -416,16 +532,17 @@ static void wake_listener(struct listener *l)
   exchange_wake((struct exchange *)((char *)l - offsetof(struct exchange, stream.listener)));
 }
 
-/* Attaches to the job in the table, once it is there. */
+/* Attaches to the job in the table, once it is there. Should it leave at this moment, add_news says so. */
 static int attach(struct exchange *x, const struct store_job *s)
 {
   struct stream *st = &x->stream;
 
   if (!st->job)
     st->job = job_find(x->h->jobs, s->id, NULL, &st->serial);
-  if (st->job && !st->listener.job && !st->is_gone) {
+  if (st->job && !st->is_listening) {
     st->listener.wake = wake_listener;
-    st->is_gone = !job_listen(x->h->jobs, st->job, st->serial, &st->listener);
+    (void)!job_listen(x->h->jobs, st->job, st->serial, &st->listener);
+    st->is_listening = 1;
   }
   return st->job != NULL;
 }
@@ -440,7 +557,7 @@ static int add_news(struct exchange *x, const struct store_job *s, struct buf *o
 
   if (!job_look(x->h->jobs, st->job, st->serial, st->seen_previews, 1, &now))
     return 0;
-  v = view_of(x->h, s, &why);
+  v = recorded(s, &why);
   add_live(&v, &now);
   if (st->seen_state != (int)v.status + 1 || st->seen_position != v.queue_position) {
     st->seen_state = (int)v.status + 1;
@@ -474,9 +591,39 @@ static int add_end(struct exchange *x, const struct store_job *s, struct buf *ou
   return jobs_event_error(out, ++x->stream.events, &why, e);
 }
 
+/* The stream sleeps, and goes on when the store has answered. 0: out of memory. */
+static int look_again(struct exchange *x)
+{
+  struct asked *a = ask_again(x);
+
+  if (a)
+    submit(a);
+  return a != NULL;
+}
+
+/* A job that was not finished when the store was asked and is not in the table: it ended in between, or is of the backlog and not fed yet. */
+static int seek(struct exchange *x, const struct store_job *s, struct buf *out, struct err *e)
+{
+  struct stream *st = &x->stream;
+
+  if (atomic_load(&x->h->is_stopping))
+    return 0;
+  if (!st->is_seeking || st->is_time) {
+    st->is_seeking = 1;
+    st->is_time = 0;
+    return look_again(x);
+  }
+  if (!st->seen_state) {
+    st->seen_state = JOBS_QUEUED + 1;
+    st->seen_position = -1;
+    (void)!add_end(x, s, out, e);
+  }
+  return 1;
+}
+
 static int produce_events(struct exchange *x, struct buf *out)
 {
-  struct asked *a = x->asked, *again;
+  struct asked *a = x->asked;
   struct err e = {0};
   int is_done;
 
@@ -489,27 +636,25 @@ static int produce_events(struct exchange *x, struct buf *out)
     (void)!(a->op.err.code ? jobs_event_error(out, ++x->stream.events, &a->op.err, &e) : add_end(x, &a->op.found, out, &e));
     return 0;
   }
-  if (atomic_load(&x->h->is_stopping))
-    return 0;
-  if (!attach(x, &a->op.found)) { /* of the backlog, and not fed yet: looked at again at the next sign of life */
-    if (!x->stream.seen_state++)
-      (void)!add_end(x, &a->op.found, out, &e);
-    return 1;
-  }
+  if (!attach(x, &a->op.found))
+    return seek(x, &a->op.found, out, &e);
+  x->stream.is_seeking = 0;
   if (add_news(x, &a->op.found, out, &e))
     return 1;
   x->stream.is_last = 1;
-  again = ask_again(x);
-  if (again)
-    submit(again);
-  return again != NULL;
+  return look_again(x);
 }
 
 static enum MHD_Result open_events(struct exchange *x)
 {
+  const char *last = exchange_header(x, "Last-Event-ID");
   struct store_op *op = &x->asked->op;
 
-  return op->err.code ? fail(x, &op->err) : stream_open(x, produce_events);
+  if (op->err.code)
+    return fail(x, &op->err);
+  if (last && strspn(last, "0123456789") == strlen(last)) /* events tell how a job stands: who comes back gets that, under the next numbers */
+    x->stream.events = strtoll(last, NULL, 10) % EVENT_ID_MAX;
+  return stream_open(x, produce_events);
 }
 
 enum MHD_Result answer_job_events(struct exchange *x)

@@ -12,6 +12,7 @@ extern const struct surface surface_native;
 extern const struct drawing native_drawing;             /* POST /v1/jobs */
 
 enum MHD_Result answer_job_post(struct exchange *x);
+enum MHD_Result answer_job_list(struct exchange *x);    /* GET /v1/jobs */
 enum MHD_Result answer_job_get(struct exchange *x);     /* GET /v1/jobs/ID */
 enum MHD_Result answer_job_cancel(struct exchange *x);  /* DELETE /v1/jobs/ID, POST /v1/jobs/ID/cancel */
 enum MHD_Result answer_job_events(struct exchange *x);  /* GET /v1/jobs/ID/events */

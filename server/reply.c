@@ -136,7 +136,7 @@ enum MHD_Result send_error(struct exchange *x)
     return MHD_NO; /* no memory for one sentence: the connection closes */
   }
   r = response_take(&b, &len);
-  if (r && x->allow)
+  if (r && *x->allow)
     add_header(r, MHD_HTTP_HEADER_ALLOW, x->allow);
   if (r && status == 429) {
     int64_t ms = x->retry_ms ? x->retry_ms : 1000 * (int64_t)jobs_retry_after(x->h->jobs);

@@ -161,11 +161,13 @@ static void drain(struct server *s)
         log_event("stopping: %d requests did not finish in time and are ended", left);
       told = 1;
       jobs_stop_all(&s->jobs, E_NOTREADY);
+      store_hold_no_more(s->store);
     }
     sig = wait_signal(s, DRAIN_TICK_MS);
     if (sig)
       second_signal(sig);
   }
+  store_hold_no_more(s->store);
   last = clock_ns() + (int64_t)LAST_ANSWERS_MS * 1000000;
   while (http_asking(&s->http) || (http_exchanges(&s->http) && clock_ns() < last)) {
     sig = wait_signal(s, DRAIN_TICK_MS);
@@ -181,7 +183,7 @@ static int open_safety(struct server *s, struct err *e)
       admin_open(&s->admin, &s->cfg, s->safety, s->audit, &s->jobs, e))
     return e->code;
   worker_set_safety(&s->worker, s->safety);
-  if (async_open(&s->async, &s->jobs, &s->worker, s->store, e))
+  if (async_open(&s->async, &s->jobs, &s->worker, s->store, s->audit, e))
     return e->code;
   atomic_store(&s->http.async, &s->async);
   return 0;

@@ -13,12 +13,14 @@
 #include "server/store.h"
 
 #include <sodium.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "server/log.h"
+#include "server/metrics.h"
 #include "server/store_db.h"
 #include "server/store_files.h"
 #include "server/thread.h"
@@ -40,7 +42,7 @@ struct store {
   struct line held;
   uint64_t unrecorded;       /* bytes of files that are on the disk and in no row yet */
   int needs_sync;            /* the folder has entries that are not durable */
-  int is_last_try;           /* the store closes: nothing is held any more */
+  _Atomic int is_last_try;   /* the store closes: nothing is held any more; any thread */
   int64_t swept_ms, retry_ns;
   int is_sweeping;           /* the last portion may not have been the last */
   struct store_status count;
@@ -259,6 +261,8 @@ static int do_op(struct store *s, struct store_op *op, struct err *e)
     return store_db_find(s->db, &op->job, &op->found, &op->err, e);
   case STORE_NEXT:
     return store_db_next(s->db, op->job.seq, s->last_seq, &op->found, &op->err, e);
+  case STORE_LIST:
+    return store_db_list(s->db, op->job.tenant, op->job.id, op->wanted, op->list, op->cap, &op->listed, &op->err, e);
   case STORE_PUT_FILE:
     op->job.file[0].expires_ms = expires(s, now);
     return store_db_put_file(s->db, &op->job.file[0], now, e);
@@ -272,6 +276,8 @@ static int do_op(struct store *s, struct store_op *op, struct err *e)
 static void reset_op(struct store_op *op)
 {
   store_job_close(&op->found);
+  while (op->listed)
+    store_job_close(&op->list[--op->listed]);
   if (op->fd >= 0)
     close(op->fd);
   op->fd = -1;
@@ -286,7 +292,7 @@ static int is_storage_error(int code)
 
 static int is_write(const struct store_op *op)
 {
-  return op->verb != STORE_FIND && op->verb != STORE_NEXT && op->verb != STORE_OPEN_FILE;
+  return op->verb != STORE_FIND && op->verb != STORE_NEXT && op->verb != STORE_LIST && op->verb != STORE_OPEN_FILE;
 }
 
 /* The log gets what the system said, and paths; a client what it means. */
@@ -330,7 +336,7 @@ static void settle(struct store *s, struct store_op *op)
   int is_storage = is_storage_error(op->err.code), n = count_files(op);
 
   note_health(s, op);
-  if (op->verb == STORE_FINISH && is_storage && !s->is_last_try) {
+  if (op->verb == STORE_FINISH && is_storage && !op->is_impatient && !atomic_load(&s->is_last_try)) {
     line_add(&s->held, op);
     s->count.held++;
     return;
@@ -446,10 +452,19 @@ static void retry_held(struct store *s)
   s->retry_ns = clock_ns() + (int64_t)RETRY_MS * 1000000;
 }
 
-static void publish(struct store *s)
+static void count_rows(struct store *s)
 {
   s->count.bytes = store_db_bytes(s->db);
-  s->count.unfinished = store_db_unfinished(s->db);
+  for (int i = STORE_QUEUED; i <= STORE_CANCELLED; i++) {
+    s->count.jobs[i] = store_db_count(s->db, (enum store_state)i);
+    metric_set(METRIC_DURABLE, i, s->count.jobs[i]);
+  }
+  s->count.unfinished = s->count.jobs[STORE_QUEUED] + s->count.jobs[STORE_RUNNING];
+}
+
+static void publish(struct store *s)
+{
+  count_rows(s);
   lock_take(&s->lock);
   s->status = s->count;
   lock_drop(&s->lock);
@@ -477,11 +492,11 @@ static void *run(void *arg)
     take_line(s, &line, !s->is_sweeping, &stop);
     sweep(s);
     do_line(s, &line);
-    if (s->held.first && clock_ns() >= s->retry_ns)
+    if (s->held.first && (clock_ns() >= s->retry_ns || atomic_load(&s->is_last_try)))
       retry_held(s);
     publish(s);
   } while (!stop);
-  s->is_last_try = 1;
+  atomic_store(&s->is_last_try, 1);
   retry_held(s);
   for (take_line(s, &line, 0, &stop); line.first; take_line(s, &line, 0, &stop)) /* what an answer led to */
     do_line(s, &line);
@@ -496,6 +511,7 @@ void store_submit(struct store *s, struct store_op *op)
   op->fd = -1;
   op->is_written = 0;
   op->found = (struct store_job){0};
+  op->listed = 0;
   lock_take(&s->lock);
   line_add(&s->line, op);
   pthread_cond_signal(&s->work);
@@ -565,8 +581,13 @@ void store_job_close(struct store_job *j)
 {
   free(j->owned);
   j->owned = NULL;
-  j->answer = j->body = NULL;
+  j->answer = j->note = j->body = NULL;
   j->body_len = 0;
+}
+
+void store_hold_no_more(struct store *s)
+{
+  atomic_store(&s->is_last_try, 1);
 }
 
 void store_get_status(struct store *s, struct store_status *out)
@@ -607,8 +628,7 @@ static int open_parts(struct store *s, const char *dir, struct err *e)
       store_folder_clean(&s->folder, is_known, s, &removed, e))
     return e->code;
   s->last_seq = found.last_seq;
-  s->count.bytes = store_db_bytes(s->db);
-  s->count.unfinished = store_db_unfinished(s->db);
+  count_rows(s);
   s->status = s->count;
   if (found.put_back || found.crashed || removed)
     log_event("store: %lld unfinished jobs, %lld given up after %d attempts, %d files of unfinished writes removed", (long long)found.put_back,

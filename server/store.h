@@ -36,7 +36,7 @@
 #include "base/err.h"
 #include "proto/request.h"
 
-enum { STORE_ID = 64, STORE_KEY = 255, STORE_WORD = 64, STORE_TYPE = 160, STORE_NAME = 40, STORE_ATTEMPTS = 3, STORE_HASH = 32 };
+enum { STORE_ID = 64, STORE_KEY = 383, STORE_WORD = 64, STORE_TYPE = 160, STORE_NAME = 40, STORE_ATTEMPTS = 3, STORE_HASH = 32 };
 
 enum store_state { STORE_QUEUED, STORE_RUNNING, STORE_SUCCEEDED, STORE_FAILED, STORE_CANCELLED };
 
@@ -55,6 +55,7 @@ struct store_job {
   char id[STORE_ID + 1], tenant[STORE_WORD], profile[STORE_WORD];
   char key[STORE_KEY + 1];     /* Idempotency-Key; "": none */
   char type[STORE_TYPE];       /* what the body is: the caller's, such as a route and a content type */
+  const char *note;            /* the caller's own words about the request, kept as long as the job; in: NULL is ""; out: never NULL */
   const char *body;            /* as received; in: the caller's, unchanged until done; out: from STORE_NEXT alone */
   size_t body_len;
   uint64_t seed;
@@ -67,7 +68,7 @@ struct store_job {
   const char *answer;          /* the caller's own words about the result; in: NULL is ""; out: never NULL */
   struct store_file file[REQUEST_N_MAX];
   int n_files;                 /* of SUCCEEDED, those that are gone included */
-  void *owned;                 /* out: what body and answer lie in */
+  void *owned;                 /* out: what note, answer and body lie in */
 };
 
 enum store_verb {
@@ -77,6 +78,7 @@ enum store_verb {
   STORE_FINISH,    /* in: id, state, error, generation, answer, files with data. Out: the files' names; is_existing. E_NOTFOUND, E_TOOBIG */
   STORE_FIND,      /* in: tenant and id, or tenant, key, type and body. Out: found. E_NOTFOUND; E_CONFLICT as for ADD */
   STORE_NEXT,      /* in: seq. Out: found, the next job after it that was unfinished at store_open and still is, with its body. E_NOTFOUND */
+  STORE_LIST,      /* in: tenant, id ("": from the newest on; else from behind this job on), cap, list with room for cap, wanted. Out: list, listed */
   STORE_PUT_FILE,  /* in: job.file[0] with format and data. Out: its name. E_FULL, E_TOOBIG */
   STORE_OPEN_FILE  /* in: job.file[0].name, anything. Out: the file and fd, the caller's to close. E_NOTFOUND also when it has expired */
 };
@@ -86,6 +88,10 @@ struct store_op {
   enum store_verb verb;
   struct store_job job;              /* in */
   struct store_job found;            /* out of ADD, FIND and NEXT: store_job_close */
+  struct store_job *list;            /* of LIST: the caller's, who closes each */
+  int cap, listed;
+  int wanted;                        /* of LIST: 1 << state for each state that is; 0: any */
+  int is_impatient;                  /* of FINISH: answered also when it cannot be recorded now */
   int is_existing, fd;
   struct err err;
   void (*done)(struct store_op *op); /* on the store's thread */
@@ -103,6 +109,7 @@ struct store_limits {
 /* What a status page and the metrics show. */
 struct store_status {
   int64_t unfinished;          /* jobs */
+  int64_t jobs[STORE_CANCELLED + 1]; /* that it knows, by state */
   uint64_t bytes;              /* of recorded files */
   int held;                    /* FINISHes that are tried again */
   int is_failing;              /* the last write failed */
@@ -129,6 +136,9 @@ MUST_CHECK int store_put_file(struct store *s, struct store_file *f, struct err 
 MUST_CHECK int store_open_file(struct store *s, const char *name, struct store_file *f, int *fd, struct err *e);
 /* Whether it can be the name of a file at all: what comes from a path may be anything. */
 int store_is_name(const char *name);
+
+/* Any thread: from now on a FINISH that cannot be recorded gets its error, as it would when the store closes: whoever stops does not wait for room. */
+void store_hold_no_more(struct store *s);
 
 void store_get_status(struct store *s, struct store_status *out);
 const char *store_state_name(enum store_state state); /* "queued" ... */

@@ -11,36 +11,39 @@
 
 #include "server/db.h"
 
-enum { SCHEMA_VERSION = 1, APPLICATION_ID = 0x534c4a42 /* "SLJB" */ };
+enum { SCHEMA_VERSION = 2, APPLICATION_ID = 0x534c4a42 /* "SLJB" */ };
 
 static const char schema[] =
     "CREATE TABLE IF NOT EXISTS job (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL, profile TEXT NOT NULL,"
     " key TEXT, hash BLOB NOT NULL, type TEXT NOT NULL, body BLOB NOT NULL, seed INTEGER NOT NULL, priority INTEGER NOT NULL, state INTEGER NOT NULL,"
     " attempts INTEGER NOT NULL, created INTEGER NOT NULL, started INTEGER NOT NULL, finished INTEGER NOT NULL, error_code TEXT NOT NULL,"
-    " error_text TEXT NOT NULL, generation_id TEXT NOT NULL, generation_digest TEXT NOT NULL, answer TEXT NOT NULL, n_files INTEGER NOT NULL);"
+    " error_text TEXT NOT NULL, generation_id TEXT NOT NULL, generation_digest TEXT NOT NULL, answer TEXT NOT NULL, n_files INTEGER NOT NULL,"
+    " note TEXT NOT NULL);"
     "CREATE UNIQUE INDEX IF NOT EXISTS job_key ON job (tenant, key) WHERE key IS NOT NULL;"
+    "CREATE INDEX IF NOT EXISTS job_tenant ON job (tenant, seq);"
     "CREATE INDEX IF NOT EXISTS job_unfinished ON job (seq) WHERE state < 2;"
     "CREATE INDEX IF NOT EXISTS job_finished ON job (finished) WHERE state >= 2;"
     "CREATE TABLE IF NOT EXISTS file (name TEXT PRIMARY KEY, job INTEGER REFERENCES job, n INTEGER NOT NULL, format INTEGER NOT NULL,"
     " bytes INTEGER NOT NULL, digest TEXT NOT NULL, created INTEGER NOT NULL);"
     "CREATE INDEX IF NOT EXISTS file_job ON file (job, n);"
     "CREATE INDEX IF NOT EXISTS file_created ON file (created);"
-    "PRAGMA application_id = 1397508674; PRAGMA user_version = 1";
+    "PRAGMA application_id = 1397508674; PRAGMA user_version = 2";
 
 /* What read_row reads, in its order. */
 #define JOB "SELECT seq, id, tenant, profile, key, type, seed, priority, state, attempts, created, started, finished, error_code, error_text," \
-            " generation_id, generation_digest, n_files, hash, answer, body FROM job "
+            " generation_id, generation_digest, n_files, hash, answer, note, body FROM job "
 #define ENDED "body = x'', finished = ?2, state = ?3, error_code = ?4, error_text = ?5 "
 
 #define NO_FILES "NOT EXISTS (SELECT 1 FROM file WHERE file.job = job.seq)"
 
-enum statement { ADD, BY_KEY, BY_ID, NEXT, START, PUT_BACK, STATE, FINISH, FILES, ADD_FILE, FIND_FILE, OLD_FILES, DROP_FILE, DROP_JOBS, STATEMENTS };
+enum statement { ADD, BY_KEY, BY_ID, NEXT, LIST, START, PUT_BACK, STATE, FINISH, FILES, ADD_FILE, FIND_FILE, OLD_FILES, DROP_FILE, DROP_JOBS, STATEMENTS };
 
 static const char *const text[STATEMENTS] = {
-    [ADD] = "INSERT INTO job VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, 0, ?10, 0, 0, '', '', '', '', '', 0)",
+    [ADD] = "INSERT INTO job VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, 0, ?10, 0, 0, '', '', '', '', '', 0, ?11)",
     [BY_KEY] = JOB "WHERE tenant = ? AND key = ?",
     [BY_ID] = JOB "WHERE id = ?",
     [NEXT] = JOB "WHERE state < 2 AND seq > ? AND seq <= ? ORDER BY seq LIMIT 1",
+    [LIST] = JOB "WHERE tenant = ?1 AND seq < ?2 AND (?3 = 0 OR ?3 & (1 << state)) ORDER BY seq DESC LIMIT ?4",
     [START] = "UPDATE job SET state = 1, attempts = attempts + 1, started = ?2 WHERE id = ?1 AND state = 0",
     [PUT_BACK] = "UPDATE job SET state = 0, attempts = attempts - 1, started = 0 WHERE id = ?1 AND state = 1",
     [STATE] = "SELECT seq, state FROM job WHERE id = ?",
@@ -50,12 +53,12 @@ static const char *const text[STATEMENTS] = {
     [FIND_FILE] = "SELECT n, name, format, bytes, digest, created FROM file WHERE name = ?",
     [OLD_FILES] = "SELECT name FROM file WHERE created <= ? ORDER BY created, name LIMIT ?",
     [DROP_FILE] = "DELETE FROM file WHERE name = ? RETURNING bytes",
-    [DROP_JOBS] = "DELETE FROM job WHERE seq IN (SELECT seq FROM job WHERE state >= 2 AND finished <= ? AND " NO_FILES " LIMIT ?)",
+    [DROP_JOBS] = "DELETE FROM job WHERE seq IN (SELECT seq FROM job WHERE state >= 2 AND finished <= ? AND " NO_FILES " LIMIT ?) RETURNING state",
 };
 
 /* What changes with a transaction beside the file. */
 struct counts {
-  int64_t bytes, unfinished;
+  int64_t bytes, jobs[STORE_CANCELLED + 1];
 };
 
 struct store_db {
@@ -93,26 +96,28 @@ static void hash_body(unsigned char hash[STORE_HASH], const struct store_job *j)
   crypto_generichash_final(&state, hash, STORE_HASH);
 }
 
-/* Answer and body lie in one block of the job's own. */
+/* Answer, note and body lie in one block of the job's own. */
 static int read_texts(struct store_db *d, sqlite3_stmt *s, struct store_job *j, int with_body, struct err *e)
 {
-  const char *answer = db_text(s, 19);
-  const void *body = with_body ? sqlite3_column_blob(s, 20) : NULL;
-  size_t n = with_body ? (size_t)sqlite3_column_bytes(s, 20) : 0, len = strlen(answer);
+  const char *answer = db_text(s, 19), *note = db_text(s, 20);
+  const void *body = with_body ? sqlite3_column_blob(s, 21) : NULL;
+  size_t n = with_body ? (size_t)sqlite3_column_bytes(s, 21) : 0, len = strlen(answer) + 1, noted = strlen(note) + 1;
   char *block;
 
   if (n && !body)
     return db_fail(&d->db, "cannot read", e);
-  block = malloc(len + n + 2);
+  block = malloc(len + noted + n + 1);
   if (!block)
     return err_set(e, E_NOMEM, "out of memory for a job's body");
-  memcpy(block, answer, len + 1);
+  memcpy(block, answer, len);
+  memcpy(block + len, note, noted);
   if (n)
-    memcpy(block + len + 1, body, n);
-  block[len + 1 + n] = 0;
+    memcpy(block + len + noted, body, n);
+  block[len + noted + n] = 0;
   j->owned = block;
   j->answer = block;
-  j->body = with_body ? block + len + 1 : NULL;
+  j->note = block + len;
+  j->body = with_body ? block + len + noted : NULL;
   j->body_len = n;
   return 0;
 }
@@ -229,19 +234,21 @@ static int insert_job(struct store_db *d, const struct store_job *j, struct stor
   sqlite3_bind_int64(s, 8, (int64_t)j->seed);
   sqlite3_bind_int(s, 9, j->priority);
   sqlite3_bind_int64(s, 10, now);
+  bind_text(s, 11, j->note ? j->note : "");
   if (db_run(&d->db, s, &why)) {
     if (is_constraint(d))
       return err_field(no, E_INTERNAL, "id", "there is a job %s already", j->id), 0;
     *e = why;
     return e->code;
   }
-  *out = (struct store_job){.seq = sqlite3_last_insert_rowid(d->db.sql), .seed = j->seed, .priority = j->priority, .created_ms = now, .answer = ""};
+  *out = (struct store_job){.seq = sqlite3_last_insert_rowid(d->db.sql), .seed = j->seed, .priority = j->priority, .created_ms = now, .answer = "",
+                            .note = ""};
   memcpy(out->id, j->id, sizeof out->id);
   memcpy(out->tenant, j->tenant, sizeof out->tenant);
   memcpy(out->profile, j->profile, sizeof out->profile);
   memcpy(out->key, j->key, sizeof out->key);
   memcpy(out->type, j->type, sizeof out->type);
-  d->now.unfinished++;
+  d->now.jobs[STORE_QUEUED]++;
   return 0;
 }
 
@@ -259,25 +266,27 @@ int store_db_add(struct store_db *d, const struct store_job *j, struct store_job
 }
 
 /* An update of one job by its id. */
-static int move_job(struct store_db *d, sqlite3_stmt *s, const char *id, const char *from, struct err *no, struct err *e)
+static int move_job(struct store_db *d, sqlite3_stmt *s, const char *id, enum store_state from, enum store_state to, struct err *no, struct err *e)
 {
   bind_text(s, 1, id);
   if (db_run(&d->db, s, e))
     return e->code;
   if (!sqlite3_changes(d->db.sql))
-    err_field(no, E_NOTFOUND, "id", "there is no %s job %s", from, id);
+    return err_field(no, E_NOTFOUND, "id", "there is no %s job %s", store_state_name(from), id), 0;
+  d->now.jobs[from]--;
+  d->now.jobs[to]++;
   return 0;
 }
 
 int store_db_start(struct store_db *d, const char *id, int64_t now, struct err *no, struct err *e)
 {
   sqlite3_bind_int64(d->statement[START], 2, now);
-  return move_job(d, d->statement[START], id, "queued", no, e);
+  return move_job(d, d->statement[START], id, STORE_QUEUED, STORE_RUNNING, no, e);
 }
 
 int store_db_put_back(struct store_db *d, const char *id, struct err *no, struct err *e)
 {
-  return move_job(d, d->statement[PUT_BACK], id, "running", no, e);
+  return move_job(d, d->statement[PUT_BACK], id, STORE_RUNNING, STORE_QUEUED, no, e);
 }
 
 static int insert_file(struct store_db *d, const struct store_file *f, int64_t seq, int n, int64_t now, struct err *e)
@@ -345,7 +354,8 @@ int store_db_finish(struct store_db *d, const struct store_job *j, int64_t now, 
   for (int i = 0; i < j->n_files; i++)
     if (insert_file(d, &j->file[i], seq, i, now, e))
       return e->code;
-  d->now.unfinished--;
+  d->now.jobs[state]--;
+  d->now.jobs[j->state]++;
   return 0;
 }
 
@@ -379,6 +389,33 @@ int store_db_next(struct store_db *d, int64_t after, int64_t last, struct store_
   if (!found)
     err_field(no, E_NOTFOUND, "seq", "no unfinished job is left");
   return 0;
+}
+
+int store_db_list(struct store_db *d, const char *tenant, const char *id, int wanted, struct store_job *out, int cap, int *n, struct err *no,
+                  struct err *e)
+{
+  sqlite3_stmt *s = d->statement[LIST];
+  struct store_job in = {0}, behind = {.seq = INT64_MAX};
+  int code = SQLITE_DONE, r = 0;
+
+  *n = 0;
+  snprintf(in.id, sizeof in.id, "%s", id);
+  snprintf(in.tenant, sizeof in.tenant, "%s", tenant);
+  if (*id && (store_db_find(d, &in, &behind, no, e) || no->code))
+    return e->code;
+  store_job_close(&behind);
+  bind_text(s, 1, tenant);
+  sqlite3_bind_int64(s, 2, behind.seq);
+  sqlite3_bind_int(s, 3, wanted);
+  sqlite3_bind_int(s, 4, cap);
+  while (!r && *n < cap && (code = sqlite3_step(s)) == SQLITE_ROW) {
+    r = read_row(d, s, &out[*n], 0, e);
+    *n += !r;
+  }
+  if (!r && code != SQLITE_DONE && code != SQLITE_ROW)
+    r = db_fail(&d->db, "cannot read", e);
+  reset(s);
+  return r;
 }
 
 /* ---- files ---- */
@@ -440,14 +477,19 @@ int store_db_drop_file(struct store_db *d, const char *name, struct err *e)
 int store_db_drop_jobs(struct store_db *d, int64_t before, int cap, int *n, struct err *e)
 {
   sqlite3_stmt *s = d->statement[DROP_JOBS];
+  int code, r = 0;
 
   *n = 0;
   sqlite3_bind_int64(s, 1, before);
   sqlite3_bind_int(s, 2, cap);
-  if (db_run(&d->db, s, e))
-    return e->code;
-  *n = sqlite3_changes(d->db.sql);
-  return 0;
+  while ((code = sqlite3_step(s)) == SQLITE_ROW) {
+    d->now.jobs[sqlite3_column_int(s, 0)]--;
+    ++*n;
+  }
+  if (code != SQLITE_DONE)
+    r = db_fail(&d->db, "cannot write", e);
+  reset(s);
+  return r;
 }
 
 /* ---- transactions ---- */
@@ -483,9 +525,9 @@ uint64_t store_db_bytes(const struct store_db *d)
   return d->now.bytes > 0 ? (uint64_t)d->now.bytes : 0;
 }
 
-int64_t store_db_unfinished(const struct store_db *d)
+int64_t store_db_count(const struct store_db *d, enum store_state state)
 {
-  return d->now.unfinished;
+  return d->now.jobs[state];
 }
 
 /* ---- open and close ---- */
@@ -535,6 +577,26 @@ static int recover(struct store_db *d, int64_t now, struct store_found *found, s
              : 0;
 }
 
+static int count_jobs(struct store_db *d, struct err *e)
+{
+  sqlite3_stmt *s = NULL;
+  int code, state, r = 0;
+
+  if (db_prepare(&d->db, &s, "SELECT state, count(*) FROM job GROUP BY state", e))
+    return e->code;
+  while (!r && (code = sqlite3_step(s)) != SQLITE_DONE) {
+    state = sqlite3_column_int(s, 0);
+    if (code != SQLITE_ROW)
+      r = db_fail(&d->db, "cannot read", e);
+    else if (state < STORE_QUEUED || state > STORE_CANCELLED)
+      r = err_field(e, E_FILE, "jobs.db", "%s is damaged: there is no state %d", d->db.path, state);
+    else
+      d->now.jobs[state] = sqlite3_column_int64(s, 1);
+  }
+  sqlite3_finalize(s);
+  return r;
+}
+
 int store_db_open(struct store_db **out, const char *dir, int64_t now, struct store_found *found, struct err *e)
 {
   struct store_db *d = calloc(1, sizeof *d);
@@ -543,9 +605,8 @@ int store_db_open(struct store_db **out, const char *dir, int64_t now, struct st
   if (!d)
     return err_set(e, E_NOMEM, "out of memory for the job store");
   if (db_open_writer(&d->db, dir, "jobs.db", e) || db_exec(&d->db, "PRAGMA secure_delete = ON", "cannot open", e) || make_schema(d, e) ||
-      recover(d, now, found, e) || db_read_number(&d->db, "SELECT coalesce(sum(bytes), 0) FROM file", &d->now.bytes, e))
+      recover(d, now, found, e) || db_read_number(&d->db, "SELECT coalesce(sum(bytes), 0) FROM file", &d->now.bytes, e) || count_jobs(d, e))
     goto fail;
-  d->now.unfinished = found->put_back;
   for (int i = 0; i < STATEMENTS; i++)
     if (db_prepare(&d->db, &d->statement[i], text[i], e))
       goto fail;

@@ -30,7 +30,7 @@ MUST_CHECK int store_db_commit(struct store_db *d, struct err *e);
 void store_db_cancel(struct store_db *d);
 /* As of the transaction in progress. */
 uint64_t store_db_bytes(const struct store_db *d);
-int64_t store_db_unfinished(const struct store_db *d);
+int64_t store_db_count(const struct store_db *d, enum store_state state);
 
 /* Inserts the job, or finds the one that has its key. out: that job; the caller closes it when 0 is returned and no is empty. */
 MUST_CHECK int store_db_add(struct store_db *d, const struct store_job *j, struct store_job *out, int64_t now, int *is_existing, struct err *no, struct err *e);
@@ -42,6 +42,11 @@ MUST_CHECK int store_db_finish(struct store_db *d, const struct store_job *j, in
 MUST_CHECK int store_db_find(struct store_db *d, const struct store_job *j, struct store_job *out, struct err *no, struct err *e);
 /* The first unfinished job with after < seq <= last, and its body. */
 MUST_CHECK int store_db_next(struct store_db *d, int64_t after, int64_t last, struct store_job *out, struct err *no, struct err *e);
+
+/* The tenant's jobs behind the one with this id ("": all), newest first. wanted: bits of states, 0: any. The caller closes the n that were read, also
+ * after failure. */
+MUST_CHECK int store_db_list(struct store_db *d, const char *tenant, const char *id, int wanted, struct store_job *out, int cap, int *n, struct err *no,
+                             struct err *e);
 
 MUST_CHECK int store_db_put_file(struct store_db *d, const struct store_file *f, int64_t now, struct err *e);
 /* A file's expires_ms, here and in a job, is the time it was made. */

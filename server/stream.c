@@ -11,7 +11,7 @@
 
 #include "server/exchange.h"
 
-enum { EVENTS_MAX = 64 << 20, ALIVE_S = 15, SENDING_S = 60 };
+enum { EVENTS_MAX = 64 << 20, SENDING_S = 60, SEEK_S = 1 };
 
 /* Fills the buffer with what there is. Goes to sleep when that is nothing. */
 static int look_for_news(struct exchange *x)
@@ -19,7 +19,8 @@ static int look_for_news(struct exchange *x)
   struct stream *s = &x->stream;
 
   s->at = s->out.len = 0;
-  if (atomic_exchange(&x->is_poked, 0) && buf_add_str(&s->out, ": alive\n\n", NULL))
+  s->is_time = atomic_exchange(&x->is_poked, 0);
+  if (s->is_time && buf_add_str(&s->out, ": alive\n\n", NULL))
     return 0;
   if (!s->produce(x, &s->out))
     s->is_over = 1;
@@ -40,7 +41,7 @@ static void mind(struct exchange *x)
   if (x->job)
     watch_job(&x->h->watch, x->watch_at, x->job, x->job->serial, x->stream.deadline_ns);
   else
-    watch_stream(&x->h->watch, x->watch_at, poke, x, from_now(ALIVE_S));
+    watch_stream(&x->h->watch, x->watch_at, poke, x, from_now(x->stream.is_seeking ? SEEK_S : x->h->cfg->alive_s));
 }
 
 static ssize_t read_events(void *cls, uint64_t pos, char *buf, size_t max)

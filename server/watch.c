@@ -148,6 +148,7 @@ static void went_away(struct watch *w, int at, int fd)
       w->entry[at].is_gone = 1;
       gone = (struct overdue){w->entry[at].job, w->entry[at].serial};
     } else if (w->entry[at].phase == WATCH_STREAMING) {
+      shutdown(fd, SHUT_RDWR); /* who half-closed is gone too: else every comment would be followed by the next */
       poke(&w->entry[at]);
     }
   }

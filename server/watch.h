@@ -8,7 +8,7 @@
  *      IDLE       connected, or answer sent       socket is shut down        (libmicrohttpd sees it)
  *      READING    the request line came           socket is shut down        (libmicrohttpd sees it)
  *      WAITING    a job was submitted             job_stop E_TIMEOUT         job_stop E_CANCEL
- *      STREAMING  a stream has no news            poke                       poke
+ *      STREAMING  a stream has no news            poke                       socket is shut down, poke
  *      SENDING    the answer was handed over      socket is shut down        (libmicrohttpd sees it)
  *
  * A socket is only touched under the lock and while its entry exists; libmicrohttpd closes it after watch_remove.

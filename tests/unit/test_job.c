@@ -220,6 +220,8 @@ static void test_look(void **state)
   a->work = b->work = 1;
   a->steps = b->steps = 4;
   js.ns_per_work = 1e9;
+  assert_null(job_find(&js, "two", NULL, &serial)); /* the id is what a client chose */
+  a->is_durable = b->is_durable = 1;
   found = job_find(&js, "two", NULL, &serial);
   assert_ptr_equal(found, b);
   assert_int_equal(serial, b->serial);

@@ -442,9 +442,9 @@ static void test_open_refuses(void **state)
 
   (void)state;
   store_close(help_open());
-  ok(help_sql("PRAGMA user_version = 2"));
-  open_fails(E_FILE, "is of version 2 and this program writes version 1");
-  ok(help_sql("PRAGMA user_version = 1; PRAGMA application_id = 5"));
+  ok(help_sql("PRAGMA user_version = 3"));
+  open_fails(E_FILE, "is of version 3 and this program writes version 2");
+  ok(help_sql("PRAGMA user_version = 2; PRAGMA application_id = 5"));
   open_fails(E_FILE, "another program's database");
   ok(unlink(help_in_dir("jobs.db")));
   fd = open(help_in_dir("jobs.db"), O_WRONLY | O_CREAT, 0600);
