@@ -87,13 +87,19 @@ size_t lane_bytes(const struct lane *l)
 int model_reserve_for(struct model *m, int width, int height, int work, struct err *e)
 {
   double macs;
-  size_t bytes;
+  size_t bytes, ends, steps;
   int r = plan_arena(m, width, height, DRAW_ROWS, work, &bytes, &macs, e);
 
+  if (!r)
+    r = plan_arena(m, width, height, DRAW_ROWS, LANE_ENDS, &ends, &macs, e);
+  if (!r)
+    r = plan_arena(m, width, height, DRAW_ROWS, LANE_STEPS, &steps, &macs, e);
   if (!r)
     r = lane_reserve(&m->lane, bytes, e);
   if (r)
     return r;
+  m->reserved_ends = ends;
+  m->reserved_steps = steps;
   m->lane.work = work;
   m->reserved_width = width;
   m->reserved_height = height;

@@ -43,6 +43,7 @@ struct model {
   struct model_info info;
   struct lane lane;           /* the main one */
   int reserved_width, reserved_height; /* pixels: what model_reserve was asked for; 0 before */
+  size_t reserved_ends, reserved_steps; /* bytes that its LANE_ENDS and LANE_STEPS need */
 };
 
 /* plan.c: bytes of activation memory for the work (enum lane_work) on one picture of this size, with `rows` in a pass of the UNet; *step_macs:

@@ -20,7 +20,22 @@
 
 /* ---- preparation: no device ---- */
 
-MUST_CHECK static int check_params(const struct model *m, const struct draw_params *p, struct err *e)
+/* A picture longer than the reserved one may need more memory though it has no more pixels: its small levels are rounded up. */
+MUST_CHECK static int check_long(struct model *m, const struct draw_params *p, struct err *e)
+{
+  size_t ends, steps;
+  double macs;
+  int r = plan_arena(m, p->width, p->height, DRAW_ROWS, LANE_ENDS, &ends, &macs, e);
+
+  if (!r)
+    r = plan_arena(m, p->width, p->height, DRAW_ROWS, LANE_STEPS, &steps, &macs, e);
+  if (!r && (ends > m->reserved_ends || steps > m->reserved_steps))
+    r = err_field(e, E_ARG, "size", "%dx%d is too narrow: it needs more memory than the %dx%d that this server is set up for", p->width,
+                  p->height, m->reserved_width, m->reserved_height);
+  return r;
+}
+
+MUST_CHECK static int check_params(struct model *m, const struct draw_params *p, struct err *e)
 {
   int k = m->info.size_multiple;
 
@@ -29,6 +44,12 @@ MUST_CHECK static int check_params(const struct model *m, const struct draw_para
   if ((int64_t)p->width * p->height > (int64_t)m->reserved_width * m->reserved_height)
     return err_field(e, E_ARG, "size", "%dx%d is larger than this server's %lld pixels a picture", p->width, p->height,
                      (long long)m->reserved_width * m->reserved_height);
+  if (p->width > m->reserved_width || p->height > m->reserved_height) {
+    int r = check_long(m, p, e);
+
+    if (r)
+      return r;
+  }
   if (p->steps < 1 || p->steps > SAMPLER_MAX_STEPS)
     return err_field(e, E_ARG, "steps", "steps must be from 1 to %d; got %d", SAMPLER_MAX_STEPS, p->steps);
   if (!(p->guidance >= 0 && p->guidance <= 100))

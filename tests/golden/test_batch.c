@@ -428,8 +428,10 @@ static void test_thread_counts(void **state)
 
 static void test_limits(void **state)
 {
+  struct draw_params p = params(0);
   struct stage s;
   struct batch *b;
+  struct draw *d;
   struct err e = {0};
   size_t few, many;
 
@@ -443,6 +445,17 @@ static void test_limits(void **state)
   must(batch_plan_bytes(s.t.m, 128, 128, 8, &few, &e), &e);
   must(batch_plan_bytes(s.t.m, 128, 128, 16, &many, &e), &e);
   assert_true(few > 0 && many > few);
+  p.width = 128 * 128 / 8;
+  p.height = 8;
+  assert_int_equal(draw_prepare(&d, s.t.m, &p, &e), E_ARG); /* no more pixels than reserved, but more memory */
+  assert_string_equal(e.field, "size");
+  e = (struct err){0};
+  p.width = 192;
+  p.height = 64;
+  must(draw_prepare(&d, s.t.m, &p, &e), &e);
+  must(draw_start(d, model_lane(s.t.m), s.g[0], &e) || draw_step(d, &e), &e);
+  assert_true(draw_bytes(d) > 0);
+  draw_close(d);
   batch_close(NULL);
   lane_close(NULL);
   stage_close(&s);
