@@ -234,7 +234,7 @@ def test_one_profile_fails_alone_at_the_start(start, tmp_path):
 
 def test_a_key_that_is_taken_away(start, tmp_path):
     policy = Policy(tmp_path / "policy").adapter("safe", GOOD).profile(required=["safe"]).profile("lab", **NOTHING).tenant("lab", "key", "lab").write()
-    d = start(policy=policy.path)
+    d = start("--running", "1", policy=policy.path)  # the second one waits
     assert d.post(QUICK, Authorization="Bearer key").headers["x-safelight-profile"] == "lab"
     long = {**QUICK, "steps": 150, "size": "256x256"}
     running = d.send(long)
