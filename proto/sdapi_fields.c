@@ -163,6 +163,7 @@ static const struct field settings[] = {
     {"randn_source", setting_random},
     {"eta_noise_seed_delta", setting_nothing},
     {"sd_lora", setting_nothing},
+    {"forge_additional_modules", setting_nothing},
     {"sd_hypernetwork", setting_nothing},
     {"img2img_color_correction", setting_nothing},
     {"token_merging_ratio", setting_nothing},

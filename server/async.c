@@ -250,7 +250,7 @@ static enum fed feed(struct async *a, const struct store_job *s)
   struct job *j;
   int pending = 0;
 
-  if (job_find(a->jobs, s->id, NULL, &serial)) /* fed in an earlier round */
+  if (job_find(a->jobs, s->id, &serial)) /* fed in an earlier round */
     return FED;
   if (job_reserve(a->jobs, &j, &e))
     return FED_LATER;

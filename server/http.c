@@ -27,6 +27,7 @@
 #include "server/native.h"
 #include "server/openai.h"
 #include "server/page.h"
+#include "server/sdapi.h"
 #include "server/version.h"
 
 /* A refused body is read to its end up to here, so that the client sees the answer instead of a reset connection. */
@@ -154,11 +155,18 @@ static int is_get(const char *method)
   return !strcmp(method, "GET") || !strcmp(method, "HEAD");
 }
 
-static void allow(struct exchange *x, const char *methods)
+/* The route among these for this path and method. What else the path takes is added to x->allow. */
+static const struct route *route_among(struct exchange *x, const struct route *r, size_t n, const char *url, const char *method)
 {
-  size_t n = strlen(x->allow);
-
-  snprintf(x->allow + n, sizeof x->allow - n, "%s%s", n ? ", " : "", methods);
+  for (const struct route *end = r + n; r < end; r++) {
+    size_t at = strlen(x->allow);
+    if (!is_path(r->path, url, x->arg))
+      continue;
+    if (!strcmp(r->method, method) || (!strcmp(r->method, "GET") && is_get(method)))
+      return r;
+    snprintf(x->allow + at, sizeof x->allow - at, "%s%s", at ? ", " : "", !strcmp(r->method, "GET") ? "GET, HEAD" : r->method);
+  }
+  return NULL;
 }
 
 /* Finds the route, or sets x->err to 404 or 405. The page's files are no routes: route stays NULL without an error. */
@@ -166,19 +174,15 @@ static void find_route(struct http *h, struct exchange *x, const char *url, cons
 {
   const struct page_file *f = h->cfg->page ? page_find(PAGE_PUBLIC, url) : NULL;
 
-  for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
-    const struct route *r = &routes[i];
-    if (!is_path(r->path, url, x->arg))
-      continue;
-    if (!strcmp(r->method, method) || (!strcmp(r->method, "GET") && is_get(method))) {
-      x->route = r;
-      x->allow[0] = 0;
-      return;
-    }
-    allow(x, !strcmp(r->method, "GET") ? "GET, HEAD" : r->method);
+  x->route = route_among(x, routes, sizeof routes / sizeof *routes, url, method);
+  if (!x->route)
+    x->route = route_among(x, sdapi_routes, (size_t)sdapi_n_routes, url, method);
+  if (x->route) {
+    x->allow[0] = 0;
+    return;
   }
   if (f && !is_get(method))
-    allow(x, "GET, HEAD");
+    snprintf(x->allow, sizeof x->allow, "GET, HEAD");
   if (*x->allow && !strcmp(method, "OPTIONS") && (h->cors.is_any || h->cors.n) && exchange_header(x, MHD_HTTP_HEADER_ORIGIN))
     x->is_preflight = 1;
   else if (*x->allow)

@@ -324,6 +324,16 @@ void images_leave(struct exchange *x)
   images_finish(x);
 }
 
+/* Whether the body is an answer all the same. */
+static int answer_stopped(struct job *j, const struct serving *s)
+{
+  struct err e = {0};
+
+  if (j->err.code != E_CANCEL || j->wants_file || !j->surface->encode_stopped)
+    return 0;
+  return !j->surface->encode_stopped(j, s, &e);
+}
+
 enum MHD_Result answer_images_done(struct exchange *x)
 {
   struct job *j = x->job;
@@ -331,7 +341,7 @@ enum MHD_Result answer_images_done(struct exchange *x)
   struct MHD_Response *r;
   size_t len;
 
-  if (j->err.code) {
+  if (j->err.code && !answer_stopped(j, &x->h->worker->serving)) {
     images_finish(x);
     return send_error(x);
   }

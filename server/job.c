@@ -647,6 +647,8 @@ int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview,
   is_there = j->serial == serial && is_visible(j);
   if (is_there) {
     v->state = j->state;
+    memcpy(v->id, j->id, sizeof v->id);
+    v->submitted_ns = j->submitted_ns;
     v->pictures = j->req.n;
     v->steps = j->steps * j->req.n;
     v->steps_done = atomic_load(&j->steps_done);
@@ -665,26 +667,37 @@ int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview,
   return is_there;
 }
 
-/* Whether a serves the search better than b, which may be NULL. */
-static int is_better(const struct job *a, const struct job *b, int by_id)
-{
-  if (!b)
-    return 1;
-  if (by_id)
-    return a->serial > b->serial;
-  if ((a->state == JOB_RUNNING) != (b->state == JOB_RUNNING))
-    return a->state == JOB_RUNNING;
-  return a->serial < b->serial;
-}
-
-struct job *job_find(struct jobs *js, const char *id, const char *caller, uint64_t *serial)
+struct job *job_find(struct jobs *js, const char *id, uint64_t *serial)
 {
   struct job *found = NULL;
 
   lock_take(&js->lock);
   for (int i = 0; i < js->n; i++) {
     struct job *j = &js->job[i];
-    if (is_visible(j) && (id ? j->is_durable && !strcmp(j->id, id) : !strcmp(j->caller, caller)) && is_better(j, found, id != NULL))
+    if (is_visible(j) && j->is_durable && !strcmp(j->id, id) && (!found || j->serial > found->serial))
+      found = j;
+  }
+  *serial = found ? found->serial : 0;
+  lock_drop(&js->lock);
+  return found;
+}
+
+/* Whether a is rather at hand than b, which may be NULL. */
+static int is_nearer(const struct job *a, const struct job *b)
+{
+  if (!b || (a->state >= JOB_RUNNING) != (b->state >= JOB_RUNNING))
+    return !b || a->state >= JOB_RUNNING;
+  return a->serial < b->serial;
+}
+
+struct job *job_find_caller(struct jobs *js, const char *caller, const struct surface *surface, uint64_t *serial)
+{
+  struct job *found = NULL;
+
+  lock_take(&js->lock);
+  for (int i = 0; i < js->n; i++) {
+    struct job *j = &js->job[i];
+    if (is_visible(j) && j->state < JOB_DONE && j->surface == surface && !strcmp(j->caller, caller) && is_nearer(j, found))
       found = j;
   }
   *serial = found ? found->serial : 0;

@@ -43,6 +43,7 @@
 #include "models/pipeline.h"
 #include "proto/openai.h"
 #include "proto/request.h"
+#include "proto/sdapi.h"
 #include "server/fair.h"
 #include "server/limits.h"
 #include "server/safety.h"
@@ -125,6 +126,7 @@ struct job {
   int64_t due_ns;                 /* see fair.h */
 
   struct request req;
+  struct sdapi_extra sdapi;       /* of A1111's surface alone */
   enum sampler_kind sampler;
   int karras;
   int is_durable;                 /* id is that of a job in the store */
@@ -239,6 +241,8 @@ void job_stop(struct jobs *js, struct job *j, uint64_t serial, int code);
 /* What one may know of a job. */
 struct job_view {
   enum job_state state;
+  char id[JOB_ID_MAX + 1];
+  int64_t submitted_ns;
   int steps, steps_done;   /* of all pictures */
   int pictures, drawn;
   int position;            /* 1: the next to start; 0: it does not wait */
@@ -247,9 +251,10 @@ struct job_view {
 };
 /* 0 when the entry is no longer this job. wants_preview: the device is asked for one. */
 int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview, int wants_preview, struct job_view *v);
-/* The durable job with this id (a client may choose any for the others); or, id NULL, of this caller: a running one, else the one that waits
- * longest. NULL: none. */
-struct job *job_find(struct jobs *js, const char *id, const char *caller, uint64_t *serial);
+/* The durable job with this id (a client may choose any for the others); of several that are the same the newest. NULL: none. */
+struct job *job_find(struct jobs *js, const char *id, uint64_t *serial);
+/* The job at hand of this caller on this surface: a running one, else the one that waits longest. NULL: none that is not DONE. */
+struct job *job_find_caller(struct jobs *js, const char *caller, const struct surface *surface, uint64_t *serial);
 /* How many of this caller's jobs were stopped. */
 int jobs_stop_caller(struct jobs *js, const char *caller, const struct surface *surface, int code);
 /* From now on l->wake is called when there is news of the job. 0 when the entry is no longer this job. */

@@ -215,7 +215,7 @@ static struct jobs_view view_of(struct http *h, const struct store_job *s, struc
 
   if (s->state > STORE_RUNNING)
     return v;
-  j = job_find(h->jobs, s->id, NULL, &serial);
+  j = job_find(h->jobs, s->id, &serial);
   if (j && job_look(h->jobs, j, serial, 0, 0, &now)) {
     add_live(&v, &now);
     blob_unref(now.preview);
@@ -432,7 +432,7 @@ static enum MHD_Result stop_and_look(struct exchange *x)
 
   if (x->asked->op.err.code)
     return fail(x, &x->asked->op.err);
-  j = job_find(x->h->jobs, x->arg[0], NULL, &serial);
+  j = job_find(x->h->jobs, x->arg[0], &serial);
   if (j)
     job_stop(x->h->jobs, j, serial, E_CANCEL);
   return find_job(x, send_cancelled);
@@ -448,7 +448,7 @@ static enum MHD_Result cancel_found(struct exchange *x)
 
   if (op->err.code || op->found.state > STORE_RUNNING)
     return send_cancelled(x);
-  if (job_find(x->h->jobs, op->found.id, NULL, &serial))
+  if (job_find(x->h->jobs, op->found.id, &serial))
     return stop_and_look(x);
   memcpy(tenant, op->job.tenant, sizeof tenant);
   a = ask(x, STORE_FINISH, tenant, x->arg[0]);
@@ -538,7 +538,7 @@ static int attach(struct exchange *x, const struct store_job *s)
   struct stream *st = &x->stream;
 
   if (!st->job)
-    st->job = job_find(x->h->jobs, s->id, NULL, &st->serial);
+    st->job = job_find(x->h->jobs, s->id, &st->serial);
   if (st->job && !st->is_listening) {
     st->listener.wake = wake_listener;
     (void)!job_listen(x->h->jobs, st->job, st->serial, &st->listener);

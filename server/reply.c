@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "server/exchange.h"
 
@@ -121,9 +122,17 @@ enum MHD_Result send_text(struct exchange *x, const char *json)
   return send_json(x, 200, &b);
 }
 
+/* How errors are written where this request went, also when there is nothing. */
+static const struct surface *surface_of(const struct exchange *x)
+{
+  if (x->route && x->route->surface)
+    return x->route->surface;
+  return strncmp(x->path, "/sdapi/", 7) ? &surface_openai : &surface_sdapi;
+}
+
 enum MHD_Result send_error(struct exchange *x)
 {
-  const struct surface *s = x->route && x->route->surface ? x->route->surface : &surface_openai;
+  const struct surface *s = surface_of(x);
   struct err e = {0};
   struct buf b;
   struct MHD_Response *r;

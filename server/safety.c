@@ -403,6 +403,20 @@ int safety_profiles(struct safety *s, struct safety_profile_status *out, int cap
   return n;
 }
 
+int safety_profile_styles(struct safety *s, const char *profile, char (*name)[POLICY_NAME], int cap)
+{
+  const struct active *a = active_enter(s);
+  int n = 0;
+
+  for (int i = 0; a && i < a->policy->n_profiles; i++) {
+    const struct policy_profile *f = &a->policy->profile[i];
+    for (int k = 0; !strcmp(f->name, profile) && k < f->n_style && n < cap; k++)
+      memcpy(name[n++], a->policy->adapter[f->style[k]].name, POLICY_NAME);
+  }
+  active_leave(s);
+  return n;
+}
+
 uint64_t safety_swaps(const struct safety *s)
 {
   return atomic_load(&s->swaps);

@@ -127,6 +127,8 @@ struct safety_profile_status {
   char why[448];            /* it is not */
 };
 int safety_profiles(struct safety *s, struct safety_profile_status *out, int cap);
+/* The style adapters that clients of a profile may use, by name; how many there are, at most cap. */
+int safety_profile_styles(struct safety *s, const char *profile, char (*name)[POLICY_NAME], int cap);
 uint64_t safety_swaps(const struct safety *s);
 
 #endif

@@ -220,13 +220,13 @@ static void test_look(void **state)
   a->work = b->work = 1;
   a->steps = b->steps = 4;
   js.ns_per_work = 1e9;
-  assert_null(job_find(&js, "two", NULL, &serial)); /* the id is what a client chose */
+  assert_null(job_find(&js, "two", &serial)); /* the id is what a client chose */
   a->is_durable = b->is_durable = 1;
-  found = job_find(&js, "two", NULL, &serial);
+  found = job_find(&js, "two", &serial);
   assert_ptr_equal(found, b);
   assert_int_equal(serial, b->serial);
-  assert_ptr_equal(job_find(&js, NULL, "peer", &serial), b);
-  assert_null(job_find(&js, "three", NULL, &serial));
+  assert_ptr_equal(job_find_caller(&js, "peer", NULL, &serial), b);
+  assert_null(job_find(&js, "three", &serial));
   assert_int_equal(job_look(&js, b, b->serial, 0, 0, &v), 1);
   assert_int_equal(v.position, 2);
   assert_true(v.wait_s > 7.9 && v.wait_s < 8.1);

@@ -175,7 +175,8 @@ def test_keys(served, value):
 
 def test_query_and_path(served):
     for path, status in (("/v1/images/generations?profile=lab&safety=off", 200), ("/v1/images/generations/", 404), ("/v1//images/generations", 404),
-                         ("/v1/images/edits", 404), ("/v1/images/variations", 404), ("/sdapi/v1/txt2img", 404), ("/generate", 404)):
+                         ("/v1/images/edits", 415), ("/v1/images/variations", 404), ("/sdapi/v1/txt2img", 400), ("/sdapi/v1/generations", 404),
+                         ("/generate", 404)):
         answer = served.request("POST", path, json.dumps(ASKED).encode(), {"Content-Type": "application/json"})
         assert answer.status == status
         if status == 200:
@@ -288,6 +289,92 @@ def test_generate_draws_under_the_policy_too(served, tmp_path):
     assert done.returncode == 1 and "digest" in done.stderr and not out.exists()
     done, out = generate("--policy", str(tmp_path / "none.json"))
     assert done.returncode == 1 and "none.json" in done.stderr and not out.exists()
+
+
+# ---- the same through A1111's routes ----
+
+A1111 = {"prompt": ASKED["prompt"], "width": 64, "height": 64, "steps": ASKED["steps"], "seed": ASKED["seed"]}
+
+
+def drawn(served, name, fields, **headers):
+    body = json.dumps({**A1111, **fields}).encode()
+    return served.request("POST", f"/sdapi/v1/{name}", body, {"Content-Type": "application/json", **headers})
+
+
+def tried_sdapi(served, fields, **headers):
+    """As tried, for txt2img: the picture of the required set, or refused, and in the log."""
+    request_id = f"try-{time.monotonic_ns()}"
+    answer = drawn(served, "txt2img", fields, **{"x-request-id": request_id}, **headers)
+    if answer.status == 200:
+        [b64] = answer.json["images"]
+        assert Image.open(io.BytesIO(base64.b64decode(b64))).tobytes() == served.safe
+        assert answer.headers["x-safelight-profile"] == "default" and "x-safelight-safety" not in answer.headers
+    else:
+        assert 400 <= answer.status < 500, answer.body
+    found = recorded(served, request_id)
+    assert any(("served" if answer.status == 200 else "refused") in json.dumps(r) for r in found), found
+    return answer
+
+
+@pytest.mark.parametrize("tag", [
+    "<lora:safe:-1>", "<lora:safe:0>", "<lora:safe>", "<lyco:safe:-1>", "<lora:safe.safetensors:-1>", "<lora:../policy/safe:-1>", "<lora:SAFE:-1>", "<lora:lab:1>",
+    "<hypernet:safe:-1>", "<lora:negated:1>", "<lora:copy:-1>", "<lora:full:1>", "<lora:ink:nan>", "<lora:ink:1e9>", "<lora:ink:-99>", "<lora:safe:-1:-1>",
+    "<lora:safe:te=0:unet=-1>",
+])
+def test_sdapi_tags(served, tag):
+    """Tags name styles that the profile allows and nothing else, whatever they say of them."""
+    for prompt in (tag, f"a red apple {tag}", f"{tag}a red apple"):
+        assert tried_sdapi(served, {"prompt": prompt}).status == 400
+    assert tried_sdapi(served, {"prompt": f"a red apple{tag}", "disable_extra_networks": True}).status == 200
+    negative = drawn(served, "txt2img", {"negative_prompt": tag})
+    assert negative.status == 200
+    words = served.post({**ASKED, "negative_prompt": tag})
+    assert Image.open(io.BytesIO(base64.b64decode(negative.json["images"][0]))).tobytes() == pixels(words)
+
+
+@pytest.mark.parametrize("fields, status", [
+    ({"override_settings": {"sd_lora": "safe"}}, 400), ({"override_settings": {"sd_lora": "None"}}, 200), ({"override_settings": {"sd_hypernetwork": "x"}}, 400),
+    ({"override_settings": {"sd_model_checkpoint": "other"}}, 400), ({"override_settings": {"sd_vae": "x"}}, 400), ({"override_settings": {"safety": False}}, 400),
+    ({"override_settings": {"lora_apply_to_outputs": True}}, 400), ({"override_settings": {"profile": "lab"}}, 400), ({"override_settings": {"save_safety": 0}}, 200),
+    ({"alwayson_scripts": {"Additional networks for generating": {"args": [True, "LoRA", "safe", -1]}}}, 400),
+    ({"alwayson_scripts": {"safety": {"args": [False]}}}, 200), ({"script_name": "lora"}, 400), ({"safety_checker": False}, 400), ({"lora": []}, 400),
+    ({"profile": "lab"}, 400), ({"tenant": "lab"}, 400), ({"nsfw": True}, 400), ({"loras": [{"name": "safe", "scale": -1}]}, 400),
+    ({"refiner_checkpoint": "x"}, 400), ({"enable_hr": True, "hr_prompt": "<lora:safe:-1>"}, 400), ({"hr_prompt": "<lora:safe:-1>"}, 200),
+    ({"styles": ["lab"]}, 400), ({"infotext": "<lora:safe:-1>"}, 400), ({"comments": {"profile": "lab"}}, 200), ({"force_task_id": LAB_KEY}, 200),
+])
+def test_sdapi_fields(served, fields, status):
+    assert tried_sdapi(served, fields).status == status
+
+
+def test_sdapi_options_change_nothing(served):
+    for options in ({"sd_lora": "safe"}, {"sd_model_checkpoint": "other"}, {"safety": False}, {"sd_checkpoint_hash": "0" * 64}, {"profile": "lab"}):
+        answer = served.request("POST", "/sdapi/v1/options", json.dumps(options), {"Content-Type": "application/json"})
+        assert answer.status == 400 and next(iter(options)) in answer.json["detail"]
+    assert tried_sdapi(served, {}).status == 200
+
+
+def test_sdapi_keys(served):
+    """The lab's key as a password is the lab; anything else that is shown is nobody."""
+    def shown(text):
+        return "Basic " + base64.b64encode(text.encode()).decode()
+
+    assert drawn(served, "txt2img", {}, Authorization=shown(f"lab:{LAB_KEY}")).headers["x-safelight-profile"] == "lab"
+    for text in (f"{LAB_KEY}:lab", f"lab{LAB_KEY}", f"lab:{LAB_KEY}\n", f"lab: {LAB_KEY}", "lab:", ":lab", f"a:b:{LAB_KEY}"):
+        assert tried_sdapi(served, {}, Authorization=shown(text)).status == 401
+    for value in ("", " "):  # what clients send that have no key
+        assert tried_sdapi(served, {}, Authorization=value).status == 200
+
+
+def test_edits_are_drawn_over_the_safety(served):
+    """An edit that starts from nothing of its picture differs with and without the required set, and has the tenant's profile."""
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(image, "PNG")
+    body = {"init_images": [base64.b64encode(image.getvalue()).decode()], "denoising_strength": 0.75}
+    safe = drawn(served, "img2img", body)
+    bare = drawn(served, "img2img", body, Authorization=f"Bearer {LAB_KEY}")
+    assert safe.status == bare.status == 200
+    assert safe.headers["x-safelight-profile"] == "default" and bare.headers["x-safelight-safety"] == "unsafe-evaluation"
+    assert safe.json["images"] != bare.json["images"]
 
 
 def test_the_chain_of_records_holds(served):

@@ -1,0 +1,304 @@
+"""/sdapi/v1 as A1111's clients use it: sdwebuiapi as it is, and the requests of Open WebUI and SillyTavern as they send them."""
+import base64
+import concurrent.futures
+import io
+import json
+
+import numpy as np
+import pytest
+import webuiapi
+from PIL import Image
+
+from adapters import Policy, lora
+from conftest import LONG, Daemon, until
+from test_edits import file, picture, pixels
+
+SMALL = {"prompt": "a red apple", "width": 64, "height": 64, "steps": 2, "seed": 1}
+SLOW = {"prompt": "a red apple", "width": 256, "height": 256, "steps": 150, "seed": 1}
+KEYS = {"anna": "anna-key-0123456789", "bert": "bert-key-0123456789"}
+
+
+def post(d, name, fields, **headers):
+    headers = {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    return d.request("POST", f"/sdapi/v1/{name}", json.dumps(fields), headers)
+
+
+def basic(key):
+    return "Basic " + base64.b64encode(f"someone:{key}".encode()).decode()
+
+
+def api(d, **more):
+    return webuiapi.WebUIApi(baseurl=d.url + "/sdapi/v1", **more)
+
+
+def images(answer):
+    assert answer.status == 200, answer.body
+    return [Image.open(io.BytesIO(base64.b64decode(b))) for b in answer.json["images"]]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Two tenants with keys, one with a style; whoever has none draws too."""
+    folder = tmp_path_factory.mktemp("sdapi")
+    policy = Policy(folder / "policy").adapter("safe", lora(1)).adapter("ink", lora(9, strength=0.3), pin=True)
+    policy.profile(required=["safe"]).profile("inked", required=["safe"], styles=["ink"], max_style_norm_ratio=50)
+    policy.tenant("anna", KEYS["anna"], "inked").tenant("bert", KEYS["bert"], "default").write()
+    d = Daemon(folder, policy=policy.path)
+    yield d
+    try:
+        d.stop()
+    finally:
+        d.kill()
+
+
+# ---- sdwebuiapi ----
+
+def test_txt2img(daemon):
+    """sdwebuiapi with its own defaults; the picture is that of the same request in OpenAI's words."""
+    result = api(daemon).txt2img(prompt="a red apple", negative_prompt="blue", seed=1, steps=2, width=64, height=64)
+    assert result.image.size == (64, 64) and len(result.images) == 1
+    assert result.info["seed"] == 1 and result.info["all_seeds"] == [1] and result.info["steps"] == 2
+    assert result.info["sampler_name"] == "Euler a" and result.info["cfg_scale"] == 7
+    assert result.parameters["prompt"] == "a red apple" and result.parameters["seed"] == 1
+    assert result.info["infotexts"] == [result.image.info["parameters"]]
+    same = daemon.png(prompt="a red apple", negative_prompt="blue", sampler="euler_a", guidance_scale=7)
+    assert (pixels(result.image) == pixels(Image.open(io.BytesIO(same)))).all()
+
+
+def test_batches_are_seeds_counting_up(daemon):
+    result = api(daemon, sampler="DDIM").txt2img(prompt="a red apple", seed=5, steps=2, width=64, height=64, batch_size=2, n_iter=2, eta=0)
+    assert len(result.images) == 4 and result.info["all_seeds"] == [5, 6, 7, 8]
+    assert len({im.tobytes() for im in result.images}) == 4
+    third = api(daemon, sampler="DDIM").txt2img(prompt="a red apple", seed=7, steps=2, width=64, height=64, eta=0)
+    assert third.image.tobytes() == result.images[2].tobytes()
+
+
+def test_img2img(daemon):
+    """Near the picture with little denoising, and what OpenAI's form draws from it."""
+    a = api(daemon)
+    args = {"images": [picture()], "prompt": "a red apple", "seed": 1, "steps": 8, "width": 64, "height": 64}
+    near, far = (pixels(a.img2img(denoising_strength=s, **args).image) for s in (0.25, 1))
+    first = pixels(picture())
+    assert np.abs(near - first).mean() < np.abs(far - first).mean()
+
+
+def test_inpainting(daemon):
+    """What is black in the mask comes back as it was."""
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    result = api(daemon).img2img(images=[picture()], mask_image=mask, mask_blur=0, inpaint_full_res=False, inpainting_fill=1, prompt="a red apple", seed=1,
+                                 steps=4, width=64, height=64)
+    got, first = pixels(result.image), pixels(picture())
+    assert (got[:, 32:] == first[:, 32:]).all() and (got[:, :32] != first[:, :32]).any()
+
+
+def test_send_images(daemon):
+    answer = post(daemon, "txt2img", {**SMALL, "send_images": False})
+    assert answer.status == 200 and answer.json["images"] == [] and json.loads(answer.json["info"])["seed"] == 1
+
+
+def test_samples_format(daemon):
+    for name, form in (("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")):
+        [image] = images(post(daemon, "txt2img", {**SMALL, "override_settings": {"samples_format": name}}))
+        assert image.format == form and image.size == (64, 64)
+
+
+def test_png_info(daemon):
+    a = api(daemon)
+    drawn = a.txt2img(prompt="a red apple, (green:1.2)", seed=1, steps=2, width=64, height=64)
+    assert a.png_info(Image.new("RGB", (8, 8))).info == ""
+    [b64] = post(daemon, "txt2img", SMALL).json["images"]
+    told = post(daemon, "png-info", {"image": "data:image/png;base64," + b64})
+    assert told.status == 200 and told.json["info"].startswith("a red apple\n") and told.json["parameters"]["Seed"] in (1, "1")
+    assert drawn.info["infotexts"][0].startswith("a red apple, (green:1.2)\n")
+    refused = post(daemon, "png-info", {"image": base64.b64encode(b"no picture").decode()})
+    assert refused.status == 400 and "PNG" in refused.json["detail"]
+
+
+def test_lists(shared):
+    """Everything that sdwebuiapi reads of a server, for who has a style and for who has none."""
+    a = api(shared, username="someone", password=KEYS["anna"])
+    assert a.util_get_sampler_names() == ["DDIM", "DPM++ 2M", "Euler", "Euler a"]
+    assert set(a.util_get_scheduler_names()) == {"automatic", "uniform", "karras"}
+    [model] = a.get_sd_models()
+    assert a.util_get_current_model() == model["title"] and model["model_name"] == "emoji"
+    assert [x["name"] for x in a.get_loras()] == ["ink"]
+    assert api(shared).get_loras() == api(shared, username="x", password=KEYS["bert"]).get_loras() == []
+    assert [x["name"] for x in a.get_upscalers()] == ["None"]
+    assert a.get_embeddings() == {"loaded": {}, "skipped": {}} and a.get_scripts() == {"txt2img": [], "img2img": []}
+    for empty in (a.get_latent_upscale_modes, a.get_sd_vae, a.get_hypernetworks, a.get_face_restorers, a.get_realesrgan_models, a.get_prompt_styles):
+        assert empty() == []
+    assert a.get_cmd_flags()["api"] is True
+    ram = a.get_memory()["ram"]
+    assert 0 < ram["used"] < ram["total"] and ram["free"] + ram["used"] == ram["total"]
+    assert a.refresh_checkpoints() is None
+    assert post(shared, "refresh-loras", {}).json is None
+    a.util_set_model("emoji")
+    a.util_wait_for_ready()
+
+
+def test_style_tags(shared):
+    """A tag adds a style where the profile has it: the same picture as OpenAI's field, and the tag stands in what is told again."""
+    answer = post(shared, "txt2img", {**SMALL, "prompt": "a red apple<lora:ink:0.5>"}, Authorization=basic(KEYS["anna"]))
+    [image] = images(answer)
+    body = {"prompt": "a red apple", "size": "64x64", "steps": 2, "seed": 1, "loras": [{"name": "ink", "scale": 0.5}]}
+    same = shared.post(body, Authorization="Bearer " + KEYS["anna"], Accept="image/png")
+    assert same.status == 200, same.body
+    assert (pixels(image) == pixels(Image.open(io.BytesIO(same.body)))).all()
+    assert "<lora:ink:0.5>" in json.loads(answer.json["info"])["prompt"]
+    [plain] = images(post(shared, "txt2img", SMALL, Authorization=basic(KEYS["anna"])))
+    assert (pixels(plain) != pixels(image)).any()
+    refused = post(shared, "txt2img", {**SMALL, "prompt": "a red apple<lora:ink:0.5>"}, Authorization=basic(KEYS["bert"]))
+    assert refused.status == 400 and "ink" in refused.json["detail"]
+
+
+# ---- keys and errors ----
+
+def test_keys(shared):
+    assert api(shared, username="x", password=KEYS["anna"]).txt2img(prompt="", steps=2, width=64, height=64).image
+    with pytest.raises(RuntimeError) as refused:
+        api(shared, username="x", password="wrong").txt2img(prompt="", steps=2, width=64, height=64)
+    assert refused.value.args[0] == 401
+    for value in ("Basic", "Basic " + base64.b64encode(KEYS["anna"].encode()).decode(), "Basic " + KEYS["anna"], "Basic " + "QQ==" * 200, "Digest x",
+                  "Basic " + base64.b64encode(b"x:" + KEYS["anna"].encode() + b"\0").decode()):
+        for name in ("progress", "loras", "options"):
+            assert shared.get(f"/sdapi/v1/{name}", Authorization=value).status == 401, value
+        assert post(shared, "interrupt", {}, Authorization=value).status == 401
+        assert post(shared, "txt2img", SMALL, Authorization=value).status == 401
+    assert shared.get("/v1/jobs/none", Authorization=basic(KEYS["anna"])).status == 404  # the other surfaces take it too
+
+
+@pytest.mark.parametrize("name, fields, words", [
+    ("txt2img", {**SMALL, "steps": 0}, "steps"), ("txt2img", {**SMALL, "width": 60}, "width"), ("txt2img", {**SMALL, "enable_hr": True}, "enable_hr"),
+    ("txt2img", {**SMALL, "sampler_name": "LMS"}, "sampler"), ("txt2img", {**SMALL, "nonsense": 1}, "nonsense"),
+    ("txt2img", {**SMALL, "script_name": "x/y plot"}, "script_name"), ("img2img", SMALL, "init_images"),
+    ("img2img", {**SMALL, "init_images": ["bm8gcGljdHVyZQ=="]}, "init_images"), ("options", {"sd_model_checkpoint": "other"}, "sd_model_checkpoint"),
+    ("options", {"CLIP_stop_at_last_layers": 2}, "override_settings"), ("txt2img", [], "object"),
+])
+def test_refusals(daemon, name, fields, words):
+    answer = post(daemon, name, fields)
+    assert answer.status == 400, answer.body
+    assert words in answer.json["detail"] and answer.json["errors"] == answer.json["detail"] and answer.json["body"] == ""
+
+
+def test_paths_and_methods(daemon):
+    for path in ("/sdapi/v1/extra-single-image", "/sdapi/v1/", "/sdapi/v1/progress/"):
+        answer = daemon.request("POST", path, "{}", {"Content-Type": "application/json"})
+        assert answer.status == 404 and "detail" in answer.json
+    for path, methods in (("txt2img", "POST"), ("progress", "GET, HEAD"), ("options", "GET, HEAD, POST")):
+        answer = daemon.request("DELETE", f"/sdapi/v1/{path}")
+        assert answer.status == 405 and answer.headers["allow"] == methods and "detail" in answer.json
+
+
+# ---- progress, interrupt, skip ----
+
+IDLE = {"progress": 0, "eta_relative": 0, "current_image": None, "textinfo": None}
+
+
+def progress(d, key, query=""):
+    answer = d.get(f"/sdapi/v1/progress{query}", Authorization=basic(KEYS[key]))
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def is_idle(p):
+    return all(p[k] == v for k, v in IDLE.items()) and p["state"]["job_count"] == 0 and p["state"]["job"] == ""
+
+
+@pytest.fixture
+def slow(shared):
+    """slow(key) begins a picture that takes long, and returns what will be its answer."""
+    pool = concurrent.futures.ThreadPoolExecutor(4)
+    yield lambda key, **more: pool.submit(post, shared, "txt2img", {**SLOW, **more}, Authorization=basic(KEYS[key]))
+    for key in KEYS.values():
+        until(lambda: post(shared, "interrupt", {}, Authorization=basic(key)).status == 200, "interrupt")
+    pool.shutdown()
+
+
+def test_progress_with_a_picture_of_the_caller_alone(shared, slow):
+    assert is_idle(progress(shared, "anna"))
+    slow("anna")
+    p = until(lambda: (p := progress(shared, "anna"))["current_image"] and p, "a preview", 60)
+    assert 0 < p["progress"] < 1 and p["state"]["job_count"] == 1 and p["state"]["sampling_steps"] == 150
+    assert 1 <= p["state"]["sampling_step"] <= 150 and p["state"]["job_no"] == 0 and len(p["state"]["job_timestamp"]) == 14
+    preview = Image.open(io.BytesIO(base64.b64decode(p["current_image"])))
+    assert preview.size == (256, 256)
+    assert progress(shared, "anna", "?skip_current_image=true")["current_image"] is None
+    assert is_idle(progress(shared, "bert")) and is_idle(shared.get("/sdapi/v1/progress").json)
+
+
+def test_interrupt_stops_the_callers_own(shared, slow):
+    """The interrupted request is answered with 200, the recipe and no picture; another tenant's goes on."""
+    anna, bert = [slow("anna"), slow("anna", seed=2)], slow("bert")
+    until(lambda: progress(shared, "anna")["progress"] and progress(shared, "bert")["progress"], "both to be drawn", 60)
+    until(lambda: len(concurrent.futures.wait(anna, 0).done) == 0 and post(shared, "interrupt", {}, Authorization=basic(KEYS["anna"])).json == {}, "interrupt")
+    for answer in anna:
+        answer = answer.result(60)
+        assert answer.status == 200 and answer.json["images"] == []
+        assert json.loads(answer.json["info"])["seed"] in (1, 2) and answer.json["parameters"]["steps"] == 150
+    assert not bert.done() and progress(shared, "bert")["progress"] > 0
+    assert is_idle(progress(shared, "anna"))
+
+
+def test_interrupt_leaves_other_surfaces_alone(shared):
+    key = {"Authorization": "Bearer " + KEYS["anna"]}
+    body = json.dumps({**LONG, "steps": 60})
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(shared.request, "POST", "/v1/images/generations", body, {"Content-Type": "application/json", **key})
+        until(lambda: "safelight_pictures_running 1" in shared.get("/metrics").body.decode(), "the picture to be drawn", 60)
+        assert post(shared, "interrupt", {}, **key).json == {}
+        assert drawn.result(120).status == 200
+    assert is_idle(progress(shared, "anna"))
+
+
+def test_skip_stops_the_one_at_hand(shared, slow):
+    first = slow("bert")
+    until(lambda: progress(shared, "bert")["progress"], "it to be drawn", 60)
+    assert post(shared, "skip", {}, Authorization=basic(KEYS["bert"])).json is None
+    answer = first.result(60)
+    assert answer.status == 200 and answer.json["images"] == []
+    assert post(shared, "skip", {}, Authorization=basic(KEYS["bert"])).json is None  # nothing is at hand
+
+
+# ---- Open WebUI and SillyTavern, request by request ----
+
+@pytest.mark.parametrize("auth", ["", basic(KEYS["anna"])])
+def test_open_webui(shared, auth):
+    """Its admin page looks at the options, sends the whole object back, lists models; then it draws (routers/images.py). Without a key the header is empty."""
+    options = shared.get("/sdapi/v1/options", Authorization=auth)
+    assert options.status == 200 and options.json["sd_model_checkpoint"].startswith("emoji")
+    models = shared.get("/sdapi/v1/sd-models", Authorization=auth).json
+    assert [(m["title"].split(" ")[0], m["model_name"]) for m in models] == [("emoji", "emoji")]
+    changed = post(shared, "options", {**options.json, "sd_model_checkpoint": models[0]["title"]}, Authorization=auth)
+    assert changed.status == 200 and changed.json is None
+    body = {"prompt": "a red apple", "batch_size": 1, "width": 64, "height": 64, "steps": 2, "negative_prompt": "blue", "cfg_scale": 7.0,
+            "sampler_name": "DPM++ 2M", "scheduler": "Karras"}
+    [image] = images(post(shared, "txt2img", body, Authorization=auth))
+    assert image.size == (64, 64)
+
+
+def test_sillytavern(shared):
+    """What src/endpoints/stable-diffusion.js asks, and what it sends to draw; then the interrupt of a browser that has left."""
+    auth = basic(KEYS["anna"])
+    for name in ("options", "upscalers", "latent-upscale-modes", "sd-vae", "samplers", "schedulers", "sd-models", "progress"):
+        assert shared.get(f"/sdapi/v1/{name}", Authorization=auth).status == 200, name
+    body = {"prompt": "a red apple", "negative_prompt": "", "sampler_name": "Euler a", "scheduler": "Automatic", "steps": 2, "cfg_scale": 7, "width": 64,
+            "height": 64, "restore_faces": False, "enable_hr": False, "hr_upscaler": "Latent", "hr_scale": 1, "hr_additional_modules": [],
+            "denoising_strength": 0.7, "hr_second_pass_steps": 0, "seed": -1, "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic",
+            "forge_additional_modules": []}, "override_settings_restore_afterwards": True, "clip_skip": 1, "save_images": True, "send_images": True,
+            "do_not_save_grid": False, "do_not_save_samples": False}
+    answer = post(shared, "txt2img", body, Authorization=auth)
+    assert len(images(answer)) == 1
+    assert post(shared, "interrupt", {}, Authorization=auth).json == {}
+
+
+def test_examples_of_drawing_twice_are_the_same(daemon):
+    one, two = (post(daemon, "txt2img", SMALL).json["images"] for _ in range(2))
+    assert one == two
+
+
+def test_first_picture_as_file_and_as_data_url(daemon):
+    data = base64.b64encode(file(picture())).decode()
+    body = {**SMALL, "steps": 4, "denoising_strength": 0.5}
+    one, two = (post(daemon, "img2img", {**body, "init_images": [b64]}).json["images"] for b64 in (data, "data:image/png;base64," + data))
+    assert one == two and one != post(daemon, "txt2img", {**SMALL, "steps": 4}).json["images"]
