@@ -93,7 +93,7 @@ export class Drawing {
     if (name === "result") return () => picturesOf(data.result, this.headers);
     if (name !== "status") return null;
     if (data.status === "queued") this.on.waiting(data.queue_position, data.estimated_wait_s);
-    if (data.status === "running") this.on.step(data.progress);
+    if (data.status === "running" && data.progress) this.on.step(data.progress);
     if (data.status === "failed" || data.status === "cancelled") return fail(data.error || { message: "the job was " + data.status });
     if (data.status === "succeeded" && data.result) return () => picturesOf(data.result, this.headers);
     return null;

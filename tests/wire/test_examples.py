@@ -56,7 +56,8 @@ def test_every_path_is_served(daemon):
     paths = re.findall(r"^  (/\S*):\n    (get|post):", OPENAPI, re.M)
     assert len(paths) >= 6
     for path, method in paths:
-        assert daemon.request(method.upper(), path).status not in (404, 405), path
+        if "{" not in path:  # nothing has the name in braces
+            assert daemon.request(method.upper(), path).status not in (404, 405), path
         assert daemon.request("PATCH", path).headers["allow"].split(",")[0] == method.upper()
 
 
