@@ -66,8 +66,8 @@ int image_parameters(struct buf *out, const struct recipe *r, enum image_detail 
       buf_addf(out, e, ", CFG scale: %g, Seed: %llu, Size: %dx%d", (double)r->guidance, (unsigned long long)r->seed, r->width,
                r->height) ||
       (*r->model_digest && buf_addf(out, e, ", Model hash: %.10s", r->model_digest)) || buf_add_str(out, ", Model: ", e) ||
-      add_value(out, r->model, e) || (r->clip_skip > 1 && buf_addf(out, e, ", Clip skip: %d", r->clip_skip)) ||
-      add_generation(out, r, e))
+      add_value(out, r->model, e) || (r->strength > 0 && buf_addf(out, e, ", Denoising strength: %g", (double)r->strength)) ||
+      (r->clip_skip > 1 && buf_addf(out, e, ", Clip skip: %d", r->clip_skip)) || add_generation(out, r, e))
     return e->code;
   return buf_addf(out, e, ", Version: safelight %s", r->version);
 }

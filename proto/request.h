@@ -102,6 +102,7 @@ struct recipe {
   uint64_t seed;
   int karras, steps, width, height, clip_skip;
   float guidance;
+  float strength;                             /* of a picture that starts from another one; 0: from noise alone */
   enum image_format format;                   /* of the file, and its quality: 1..100, 0 the format's default */
   int quality;
 };

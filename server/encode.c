@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "server/log.h"
 #include "server/metrics.h"
 #include "server/surface.h"
 #include "server/version.h"
@@ -31,6 +32,7 @@ struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s
       .height = q->height,
       .clip_skip = q->clip_skip,
       .guidance = q->guidance,
+      .strength = q->init ? q->strength : 0,
       .format = q->format,
       .quality = q->quality,
       .generation_id = j->stamp.id,
@@ -51,10 +53,14 @@ static int encode_file(struct encoder *n, struct job *j, int i, struct err *e)
 /* The files go where they are served from for a while. Nobody knows their names before the answer has left, which the audit record comes before. */
 static int store_files(struct encoder *n, struct job *j, struct err *e)
 {
+  struct err why = {0};
+
   for (int i = 0; i < j->req.n; i++) {
     struct store_file f = {.format = j->req.format, .data = j->file[i].p, .bytes = j->file[i].len};
-    if (store_put_file(n->store, &f, e))
-      return e->code;
+    if (store_put_file(n->store, &f, &why)) { /* its sentence is for the operator: it names the folder */
+      log_event("a picture behind an address cannot be kept: %s", why.msg);
+      return err_set(e, why.code == E_FULL ? E_FULL : E_INTERNAL, "the server cannot keep pictures now: ask for response_format b64_json, or come again later");
+    }
     memcpy(j->file_name[i], f.name, sizeof f.name);
     buf_close(&j->file[i]);
   }

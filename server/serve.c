@@ -7,7 +7,7 @@
  *      watch      watch.c    connection clocks                     poll                     touch a job but through job_stop
  *      device     worker.c   backend, model, RUNNING jobs          jobs_wait, the device    touch a connection, JSON or a file
  *      stage      stage.c    pictures sent to it, a lane           stage_next, its lane     touch a connection, JSON or a file
- *      encoder    encode.c   DRAWN jobs, previews                  parcel_next, audit       call the device
+ *      encoder    encode.c   DRAWN jobs, previews                  parcel_next, audit, store call the device
  *      audit      audit.c    the audit log                         its queue, the disk      touch a job
  *      store      store.c    durable jobs and files                its queue, the disk      block in a done
  *      async      async.c    the backlog of the last run           the store, room          outlive the drain

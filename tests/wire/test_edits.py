@@ -214,3 +214,14 @@ def test_files_expire(start):
     path = d.post({**QUICK, "response_format": "url"}).json["data"][0]["url"].removeprefix(d.url)
     until(lambda: d.get(path).status == 404, "the file to expire", 30)
     assert d.get("/v1/files/" + "0" * 32 + ".png").status == 404
+
+
+def test_urls_that_cannot_be_kept(start):
+    """The request says so, without the server's paths; the log says why; nothing else minds."""
+    d = start()
+    (d.state / "results").rmdir()
+    answer = d.post({**QUICK, "response_format": "url"})
+    assert answer.status in (500, 507), answer.body
+    assert "b64_json" in answer.error["message"] and str(d.state) not in answer.body.decode()
+    d.wait_log("cannot be kept: .*results")
+    assert d.post(QUICK).status == 200

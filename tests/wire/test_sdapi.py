@@ -77,8 +77,10 @@ def test_img2img(daemon):
     """Near the picture with little denoising, and what OpenAI's form draws from it."""
     a = api(daemon)
     args = {"images": [picture()], "prompt": "a red apple", "seed": 1, "steps": 8, "width": 64, "height": 64}
-    near, far = (pixels(a.img2img(denoising_strength=s, **args).image) for s in (0.25, 1))
+    results = [a.img2img(denoising_strength=s, **args) for s in (0.25, 1)]
+    near, far = (pixels(r.image) for r in results)
     first = pixels(picture())
+    assert "Denoising strength: 0.25, " in results[0].info["infotexts"][0] and results[0].info["denoising_strength"] == 0.25
     assert np.abs(near - first).mean() < np.abs(far - first).mean()
 
 
