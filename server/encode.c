@@ -57,9 +57,9 @@ static int store_files(struct encoder *n, struct job *j, struct err *e)
 
   for (int i = 0; i < j->req.n; i++) {
     struct store_file f = {.format = j->req.format, .data = j->file[i].p, .bytes = j->file[i].len};
-    if (store_put_file(n->store, &f, &why)) { /* its sentence is for the operator: it names the folder */
+    if (store_put_file(n->store, &f, &why)) {
       log_event("a picture behind an address cannot be kept: %s", why.msg);
-      return err_set(e, why.code == E_FULL ? E_FULL : E_INTERNAL, "the server cannot keep pictures now: ask for response_format b64_json, or come again later");
+      return err_set(e, why.code, "the server cannot keep the picture, ask for response_format b64_json: %s", why.msg);
     }
     memcpy(j->file_name[i], f.name, sizeof f.name);
     buf_close(&j->file[i]);

@@ -223,5 +223,5 @@ def test_urls_that_cannot_be_kept(start):
     answer = d.post({**QUICK, "response_format": "url"})
     assert answer.status in (500, 507), answer.body
     assert "b64_json" in answer.error["message"] and str(d.state) not in answer.body.decode()
-    d.wait_log("cannot be kept: .*results")
+    d.wait_log("a picture behind an address cannot be kept")
     assert d.post(QUICK).status == 200
