@@ -311,7 +311,11 @@ void images_leave(struct exchange *x)
   struct jobs *js = x->h->jobs;
   int is_done = 0;
 
+  x->log.n = x->job->req.n;
+  x->log.width = x->job->req.width;
+  x->log.height = x->job->req.height;
   if (job_disown(js, x->job)) { /* it is stopped at its next step, and frees itself */
+    x->log.times = &x->times; /* which nobody waits for */
     x->log.steps = atomic_load(&x->job->steps_done);
     x->job = NULL;
     return;
