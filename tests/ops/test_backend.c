@@ -110,9 +110,10 @@ static void test_complete(void **state)
 
   (void)state;
   for (int i = 0; i < 3; i++) {
-    void (*entry[sizeof(struct be_ops) / sizeof(void (*)(void))])(void);
+    void (*entry[(sizeof(struct be_ops) - offsetof(struct be_ops, open)) / sizeof(void (*)(void))])(void); /* open is the first of the functions */
 
-    memcpy(entry, all[i], sizeof entry);
+    memcpy(entry, (const char *)all[i] + offsetof(struct be_ops, open), sizeof entry);
+    assert_non_null(all[i]->name);
     for (size_t j = 0; j < sizeof entry / sizeof *entry; j++)
       assert_true(entry[j] != NULL);
   }
