@@ -98,7 +98,7 @@ static void job_clear(struct job *j)
   memset(j->pic, 0, sizeof j->pic);
   memset(j->preview, 0, sizeof j->preview);
   j->surface = NULL;
-  j->is_durable = 0;
+  j->is_durable = j->wants_file = 0;
   j->caller[0] = j->base[0] = 0;
   j->weight = 1;
   j->priority = 0;

@@ -57,6 +57,27 @@ static void test_bound(void **state)
   jobs_close(&js);
 }
 
+/* An entry knows nothing of the job that had it before: who does not say what he wants gets the ordinary. */
+static void test_entry_is_clean(void **state)
+{
+  struct jobs js;
+  struct job *j, *again;
+  struct err e = {0};
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 1, 1, &e), 0);
+  assert_int_equal(job_reserve(&js, &j, &e), 0);
+  j->wants_file = j->is_durable = j->priority = j->steps = 1;
+  atomic_store(&j->wants_preview, 1);
+  snprintf(j->caller, sizeof j->caller, "somebody");
+  job_release(&js, j);
+  assert_int_equal(job_reserve(&js, &again, &e), 0);
+  assert_ptr_equal(again, j);
+  assert_true(!j->wants_file && !j->is_durable && !j->priority && !j->steps && !atomic_load(&j->wants_preview) && !*j->caller);
+  job_release(&js, j);
+  jobs_close(&js);
+}
+
 static void test_order_and_ends(void **state)
 {
   struct jobs js;
@@ -447,7 +468,8 @@ static void test_storm(void **state)
 int main(void)
 {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_bound),         cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running),
+      cmocka_unit_test(test_bound),         cmocka_unit_test(test_entry_is_clean),
+      cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running),
       cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look), cmocka_unit_test(test_list),
       cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),
   };
