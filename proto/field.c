@@ -114,6 +114,16 @@ int field_side(const struct field_in *f, int64_t v, struct err *e)
   return 0;
 }
 
+int field_get_side(const struct field_in *f, int *out, struct err *e)
+{
+  int64_t v;
+
+  if (field_int(f, 1, f->lim->max_size, &v, e) || field_side(f, v, e))
+    return E_ARG;
+  *out = (int)v;
+  return 0;
+}
+
 int field_file(const struct field_in *f, uint8_t **bytes, size_t *len, struct err *e)
 {
   struct err why = {0};

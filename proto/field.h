@@ -56,6 +56,7 @@ MUST_CHECK int field_text(const struct field_in *f, char *out, size_t max, size_
 MUST_CHECK int field_word(const struct field_in *f, const char *words, int *which, struct err *e);
 /* A side of a picture in pixels: within the limits and a multiple of what the model can. */
 MUST_CHECK int field_side(const struct field_in *f, int64_t v, struct err *e);
+MUST_CHECK int field_get_side(const struct field_in *f, int *out, struct err *e); /* the field itself is one */
 /* Refuses with "NAME must be WANT". Returns E_ARG. */
 int field_wrong(const struct field_in *f, struct err *e, const char *want);
 

@@ -48,24 +48,14 @@ static int decode_guidance(const struct field_in *f, struct request *r, struct e
   return 0;
 }
 
-static int get_side(const struct field_in *f, int *out, struct err *e)
-{
-  int64_t v;
-
-  if (field_int(f, 1, f->lim->max_size, &v, e) || field_side(f, v, e))
-    return E_ARG;
-  *out = (int)v;
-  return 0;
-}
-
 static int decode_width(const struct field_in *f, struct request *r, struct err *e)
 {
-  return get_side(f, &r->width, e);
+  return field_get_side(f, &r->width, e);
 }
 
 static int decode_height(const struct field_in *f, struct request *r, struct err *e)
 {
-  return get_side(f, &r->height, e);
+  return field_get_side(f, &r->height, e);
 }
 
 static int decode_batch_size(const struct field_in *f, struct request *r, struct err *e)

@@ -15,7 +15,7 @@
 #define SSE_TYPE "text/event-stream"
 
 /* What keeps a proxy from closing a stream that says nothing for a while; readers ignore it. */
-#define SSE_KEEP_ALIVE ": still here\n\n"
+#define SSE_KEEP_ALIVE ": alive\n\n"
 
 /* Appends the lines before the data. name: of the event, no line ends; id: what a reader that lost its connection sends back as Last-Event-ID, none below 0. */
 MUST_CHECK int sse_begin(struct buf *out, const char *name, int64_t id, struct err *e);

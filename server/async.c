@@ -168,10 +168,7 @@ void async_drop(struct async *a, struct job *j)
 
 void async_begin(struct async *a, struct job *j, int pending)
 {
-  if (pending)
-    worker_prepare(a->worker, j);
-  else
-    job_submit(a->jobs, j);
+  worker_accept(a->worker, j, pending);
 }
 
 /* ---- the backlog ---- */

@@ -127,6 +127,7 @@ void exchange_caller(const struct exchange *x, const struct safety_target *t, ch
 
 /* Answers with server-sent events from produce. The listener may be listening already. */
 enum MHD_Result stream_open(struct exchange *x, int (*produce)(struct exchange *x, struct buf *out));
+void stream_wake(struct listener *l);  /* wake of exchange.stream.listener */
 void stream_close(struct exchange *x); /* takes one that was never opened */
 
 /* ---- sleeping ---- */

@@ -229,15 +229,11 @@ static int produce_images(struct exchange *x, struct buf *out)
   return 0;
 }
 
-static void wake_listener(struct listener *l)
-{
-  exchange_wake((struct exchange *)((char *)l - offsetof(struct exchange, stream.listener)));
-}
-
 enum MHD_Result answer_images(struct exchange *x)
 {
   struct http *h = x->h;
   struct job *j;
+  uint64_t serial;
   int pending = 0;
 
   if (images_build(x, &pending, &x->err)) {
@@ -249,6 +245,7 @@ enum MHD_Result answer_images(struct exchange *x)
   }
   buf_close(&x->body);
   j = x->job;
+  serial = j->serial;
   j->wake = images_wake;
   j->wake_arg = x;
   if (j->req.reply == REPLY_STREAM) {
@@ -263,14 +260,11 @@ enum MHD_Result answer_images(struct exchange *x)
     x->then = answer_images_done;
     exchange_sleep(x);
   }
-  x->stream.listener.wake = wake_listener;
-  watch_job(&h->watch, x->watch_at, j, j->serial, from_now(h->cfg->deadline_s));
-  if (pending)
-    worker_prepare(h->worker, j);
-  else
-    job_submit(h->jobs, j);
+  x->stream.listener.wake = stream_wake;
+  worker_accept(h->worker, j, pending);
+  watch_job(&h->watch, x->watch_at, j, serial, from_now(h->cfg->deadline_s)); /* who is seen to leave earlier would not be heard: the job was not submitted */
   if (j->req.reply == REPLY_STREAM)
-    (void)!job_listen(h->jobs, j, j->serial, &x->stream.listener);
+    (void)!job_listen(h->jobs, j, serial, &x->stream.listener);
   return MHD_YES;
 }
 

@@ -527,11 +527,6 @@ enum MHD_Result answer_file(struct exchange *x)
 
 /* ---- events ---- */
 
-static void wake_listener(struct listener *l)
-{
-  exchange_wake((struct exchange *)((char *)l - offsetof(struct exchange, stream.listener)));
-}
-
 /* Attaches to the job in the table, once it is there. Should it leave at this moment, add_news says so. */
 static int attach(struct exchange *x, const struct store_job *s)
 {
@@ -540,7 +535,7 @@ static int attach(struct exchange *x, const struct store_job *s)
   if (!st->job)
     st->job = job_find(x->h->jobs, s->id, &st->serial);
   if (st->job && !st->is_listening) {
-    st->listener.wake = wake_listener;
+    st->listener.wake = stream_wake;
     (void)!job_listen(x->h->jobs, st->job, st->serial, &st->listener);
     st->is_listening = 1;
   }

@@ -9,6 +9,7 @@
  */
 #include <string.h>
 
+#include "proto/sse.h"
 #include "server/exchange.h"
 
 enum { EVENTS_MAX = 64 << 20, SENDING_S = 60, SEEK_S = 1 };
@@ -20,7 +21,7 @@ static int look_for_news(struct exchange *x)
 
   s->at = s->out.len = 0;
   s->is_time = atomic_exchange(&x->is_poked, 0);
-  if (s->is_time && buf_add_str(&s->out, ": alive\n\n", NULL))
+  if (s->is_time && buf_add_str(&s->out, SSE_KEEP_ALIVE, NULL))
     return 0;
   if (!s->produce(x, &s->out))
     s->is_over = 1;
@@ -67,6 +68,11 @@ static ssize_t read_events(void *cls, uint64_t pos, char *buf, size_t max)
   return (ssize_t)n;
 }
 
+void stream_wake(struct listener *l)
+{
+  exchange_wake((struct exchange *)((char *)l - offsetof(struct exchange, stream.listener)));
+}
+
 enum MHD_Result stream_open(struct exchange *x, int (*produce)(struct exchange *x, struct buf *out))
 {
   struct MHD_Response *r;
@@ -79,7 +85,7 @@ enum MHD_Result stream_open(struct exchange *x, int (*produce)(struct exchange *
     add_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     add_header(r, "X-Accel-Buffering", "no"); /* nginx would hold events back */
   }
-  return send_answer(x, 200, "text/event-stream", r, 0);
+  return send_answer(x, 200, SSE_TYPE, r, 0);
 }
 
 void stream_close(struct exchange *x)

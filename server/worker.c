@@ -332,6 +332,14 @@ void worker_prepare(struct worker *w, struct job *j)
   safety_prepare(worker_safety(w), j->target, &j->stop, on_prepared, j);
 }
 
+void worker_accept(struct worker *w, struct job *j, int pending)
+{
+  if (pending)
+    worker_prepare(w, j);
+  else
+    job_submit(w->jobs, j);
+}
+
 /* Pins the generation that the job's pictures are all drawn under. Returns 0 when it cannot be drawn now: then it was sent on. */
 static int begin_job(struct worker *w, struct job *j)
 {

@@ -61,6 +61,8 @@ void worker_init(struct worker *w, const struct config *cfg, struct jobs *js, in
 MUST_CHECK int worker_start(struct worker *w, struct err *e);
 /* HTTP and device thread: asks the loader to compose what the job needs; it comes back through job_submit or job_fail. */
 void worker_prepare(struct worker *w, struct job *j);
+/* A job that is complete goes its way: to the loader when a generation is to be composed first (pending, as drawing_read said), else into the queue. */
+void worker_accept(struct worker *w, struct job *j, int pending);
 /* Main thread, once, when the model is loaded: what jobs are drawn under. Without it none is admitted. */
 void worker_set_safety(struct worker *w, struct safety *s);
 /* After jobs_end: waits for the thread. Takes a worker that never started. */
