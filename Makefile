@@ -148,7 +148,7 @@ $(SIM)/tests/gpu/bench: $(SIM)/tests/gpu/bench.c.o $(SIM_OBJ) $(BUILD)/libsafeli
 
 # ---- the CUDA backend for GPUs: a shared object beside the program, which loads it when there is a GPU (CUDA=, ARCHS=) ----
 
-CUDA     ?= $(patsubst %/bin/nvcc,%,$(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
+CUDA     ?= $(patsubst %/bin/nvcc,%,$(firstword $(wildcard $(CURDIR)/.cuda/bin/nvcc /usr/local/cuda/bin/nvcc) $(shell command -v nvcc) /usr/local/cuda/bin/nvcc))
 CUDA_LIB ?= $(CUDA)/lib64
 CUDNN    ?= $(CUDA)
 ARCHS    ?= 80 86 89 90a 100 120
@@ -162,7 +162,7 @@ cuda: $(BUILD)/safelight-cuda.so $(GPU)/compile_graphs ## build the CUDA backend
 # Fails here, in one sentence, when the toolkit is not there.
 $(GPU)/.toolkit:
 	@mkdir -p $(@D)
-	@[ -x $(CUDA)/bin/nvcc ] || { echo 'there is no CUDA toolkit: set CUDA= to the folder of bin/nvcc' >&2; exit 1; }
+	@[ -x $(CUDA)/bin/nvcc ] || { echo 'there is no CUDA toolkit: set CUDA= to the folder of bin/nvcc, or run deploy/install-cuda' >&2; exit 1; }
 	@[ -e $(CUDA)/include/cublasLt.h ] || { echo 'cublasLt.h is missing: install cuBLAS of the CUDA toolkit' >&2; exit 1; }
 	@[ -e $(CUDNN)/include/cudnn.h ] || { echo 'cudnn.h is missing: install cuDNN 9 and set CUDNN= to its folder' >&2; exit 1; }
 	@touch $@
