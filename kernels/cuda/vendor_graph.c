@@ -381,11 +381,10 @@ int graph_plan_load(struct graph_plan *out, const struct graph_target *t, const 
 }
 
 /* The first configuration of the heuristics that may be used and compiles. */
-MUST_CHECK static int choose(struct graph_plan *out, struct parts *p, const struct graph_target *t, cudnnBackendDescriptor_t graph,
-                             struct graph_choice *choice)
+MUST_CHECK static int choose_by(cudnnBackendHeurMode_t mode, struct graph_plan *out, struct parts *p, const struct graph_target *t,
+                                cudnnBackendDescriptor_t graph, struct graph_choice *choice)
 {
   cudnnBackendDescriptor_t heur = part(p, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR), configs[ASKED];
-  cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
   struct err last = {0};
   int64_t n = 0;
   int r;
@@ -418,6 +417,18 @@ MUST_CHECK static int choose(struct graph_plan *out, struct parts *p, const stru
       return err_set(p->e, r, "%s", last.msg);
   }
   return err_set(p->e, E_INTERNAL, "cuDNN has no usable engine among %d: %.200s", (int)n, last.msg);
+}
+
+/* Heuristics that know nothing of the shape, as for small pictures on a B300 in cuDNN 9.19, have a second list: slower engines that take anything. */
+MUST_CHECK static int choose(struct graph_plan *out, struct parts *p, const struct graph_target *t, cudnnBackendDescriptor_t graph,
+                             struct graph_choice *choice)
+{
+  int r = choose_by(CUDNN_HEUR_MODE_A, out, p, t, graph, choice);
+
+  if (r != E_INTERNAL)
+    return r;
+  *p->e = (struct err){0};
+  return choose_by(CUDNN_HEUR_MODE_FALLBACK, out, p, t, graph, choice);
 }
 
 MUST_CHECK static int open_plan(struct graph_plan *out, struct parts *p, const struct graph_target *t, cudnnBackendDescriptor_t graph,
