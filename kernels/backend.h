@@ -22,6 +22,8 @@
 #ifndef SAFELIGHT_KERNELS_BACKEND_H
 #define SAFELIGHT_KERNELS_BACKEND_H
 
+#include <stdatomic.h>
+
 #include "base/err.h"
 #include "kernels/tensor.h"
 
@@ -189,11 +191,18 @@ struct be_ops {
   MUST_CHECK int (*count_nonfinite)(struct be *be, struct tensor x, int64_t *bad, struct err *e);
 };
 
+/* What a backend that compiles for its device has done so far, all of its lanes together. */
+struct be_plans {
+  atomic_long found, compiled; /* plans: on disk (be_config.plan_cache), and made anew */
+  atomic_long chosen;          /* of the compiled ones: where an engine had to be chosen first */
+};
+
 struct be {
   const struct be_ops *ops;
   enum dtype act;     /* type of activations */
   int threads;
   char info[128];     /* for people: library versions, instruction set, threads */
+  const struct be_plans *plans; /* NULL where nothing is compiled */
   void *priv;         /* the backend's own */
 };
 

@@ -38,9 +38,6 @@ void worker_set_safety(struct worker *w, struct safety *s)
   atomic_store(&w->safety, s);
 }
 
-/* Pictures in one step, when the operator does not say. */
-enum { BATCH_SHARED = 8 };
-
 /* Looks are free, previews are not: one that nobody planned comes no sooner after another. */
 static const int64_t PREVIEW_EVERY_NS = 300000000;
 
@@ -125,7 +122,7 @@ static void open_plan_cache(struct worker *w, const struct be_ops *ops, struct b
 {
   if (strcmp(ops->name, "cuda"))
     return;
-  snprintf(w->plan_cache, sizeof w->plan_cache, "%s/plans", w->cfg->state);
+  snprintf(w->plan_cache, sizeof w->plan_cache, "%s/" WORKER_PLANS, w->cfg->state);
   if (mkdir(w->plan_cache, 0700) && errno != EEXIST)
     log_event("compiled plans are not kept: %s: %s", w->plan_cache, strerror(errno));
   else
@@ -148,7 +145,7 @@ static int load(struct worker *w, struct err *e)
   s->info = model_info(s->model);
   if (set_limits(w, e) || model_reserve_for(s->model, s->limits.max_size, s->limits.max_size, LANE_STEPS, e))
     return e->code;
-  w->batch_max = w->cfg->batch ? w->cfg->batch : BATCH_SHARED;
+  w->batch_max = w->cfg->batch ? w->cfg->batch : WORKER_BATCH;
   if (!w->cfg->batch && !ops->rows_are_alone && w->batch_max > w->be.threads) /* a lane with memory of its own for each */
     w->batch_max = w->be.threads;
   if (w->batch_max > w->cfg->running)
@@ -162,6 +159,18 @@ static int load(struct worker *w, struct err *e)
             (double)(clock_ns() - t) / 1e6, (double)s->info->unet_params / 1e6, (double)s->info->text_params / 1e6,
             (double)s->info->vae_params / 1e6, s->limits.default_size, s->backend);
   return 0;
+}
+
+/* Says once for every spell of work whether the folder of plans had what it asked for: compiled ones cost seconds and are kept. */
+static void log_plans(struct worker *w)
+{
+  const struct be_plans *p = w->be.plans;
+  long found = p ? atomic_load(&p->found) : 0, compiled = p ? atomic_load(&p->compiled) : 0;
+
+  if (found + compiled == w->plans_logged)
+    return;
+  w->plans_logged = found + compiled;
+  log_event("plans for this GPU since the start: %ld found in %s, %ld compiled", found, *w->plan_cache ? w->plan_cache : "no folder", compiled);
 }
 
 /* ---- drawing ---- */
@@ -399,6 +408,7 @@ static void draw_all(struct worker *w)
       continue;
     }
     atomic_store(&w->jobs->stepping, 0);
+    log_plans(w);
     if (!jobs_wait(w->jobs, w->alive < w->cfg->running) && !w->alive)
       return;
   }

@@ -22,6 +22,10 @@
 #include "server/safety.h"
 #include "server/stage.h"
 
+#define WORKER_PLANS "plans" /* folder in the state folder, for what a backend compiles */
+
+enum { WORKER_BATCH = 8 /* pictures in one step, when the operator does not say */ };
+
 enum worker_state { WORKER_LOADING, WORKER_READY, WORKER_FAILED };
 
 /* What a loaded model lets clients do; immutable once published. */
@@ -48,6 +52,7 @@ struct worker {
   struct stage stage;
   struct batch *batch;
   int batch_max;            /* pictures in one step */
+  long plans_logged;        /* of the backend's, found and compiled */
   /* device thread */
   struct picture *ready[JOB_ALIVE_MAX]; /* started, with steps left, not with the stage thread */
   int n_ready, alive;       /* alive: ready, or with the stage thread */

@@ -90,10 +90,11 @@ static void cuda_close(struct be *be)
     (void)cudaStreamDestroy(c->stream);
   free(c);
   be->priv = NULL;
+  be->plans = NULL;
 }
 
-/* Everything of a context on a device that is there. */
-static int context_new(struct be *be, int device, const char *plan_cache, int no_capture, struct err *e)
+/* Everything of a context on a device that is there. plans: NULL, or the counts that it shares. */
+static int context_new(struct be *be, int device, const char *plan_cache, struct be_plans *plans, int no_capture, struct err *e)
 {
   struct cuda *c = calloc(1, sizeof *c);
   int r;
@@ -103,11 +104,13 @@ static int context_new(struct be *be, int device, const char *plan_cache, int no
   be->priv = c;
   c->device = device;
   c->plan_cache = plan_cache;
+  c->plans = plans ? plans : &c->own_plans;
+  be->plans = c->plans;
   cuda_use(device);
   if ((r = cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", e)) ||
       (r = cuda_check(cudaMalloc((void **)&c->count, sizeof *c->count), "memory on the GPU", e)) ||
       (r = cuda_check(cudaMallocHost((void **)&c->count_host, sizeof *c->count_host), "pinned memory", e)) || (r = gpu_blas_open(&c->blas, e)) ||
-      (r = gpu_dnn_open(&c->dnn, plan_cache, e)) || (r = pass_open(&c->pass, no_capture, e)))
+      (r = gpu_dnn_open(&c->dnn, plan_cache, c->plans, e)) || (r = pass_open(&c->pass, no_capture, e)))
     cuda_close(be);
   return r;
 }
@@ -122,7 +125,7 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
     return err_set(e, E_DEVICE, "there is no GPU for the CUDA backend: %s", cudaGetErrorString(code ? code : cudaErrorNoDevice));
   if (cfg->device < 0 || cfg->device >= count)
     return err_field(e, E_ARG, "devices", "there is no GPU %d: the driver offers %d, numbered from 0", cfg->device, count);
-  r = context_new(be, cfg->device, cfg->plan_cache, cfg->no_capture, e);
+  r = context_new(be, cfg->device, cfg->plan_cache, NULL, cfg->no_capture, e);
   if (r)
     return r;
   r = cuda_check(cudaGetDeviceProperties(&prop, cfg->device), "cudaGetDeviceProperties", e);
@@ -145,7 +148,7 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
 static int cuda_open_lane(struct be *lane, struct be *be, int threads, struct err *e)
 {
   struct be made = *be;
-  int r = context_new(&made, cuda_of(be)->device, cuda_of(be)->plan_cache, 1, e); /* a lane's passes are few */
+  int r = context_new(&made, cuda_of(be)->device, cuda_of(be)->plan_cache, cuda_of(be)->plans, 1, e); /* a lane's passes are few */
 
   (void)threads;
   *lane = r ? (struct be){0} : made;
@@ -298,12 +301,14 @@ const struct be_ops be_cuda = {
 /* The table, when it is of the size that the caller knows and there is a GPU to use it on. */
 int be_cuda_find(size_t table_bytes, const struct be_ops **ops, struct err *e)
 {
-  int count = 0, code;
+  int count = 0, driver = 0, code;
 
   *ops = NULL;
   if (table_bytes != sizeof be_cuda)
     return err_set(e, E_DEVICE, "safelight-cuda.so belongs to another version of the program");
   code = cudaGetDeviceCount(&count);
+  if (code == cudaErrorInsufficientDriver && !cudaDriverGetVersion(&driver) && !driver)
+    return err_set(e, E_DEVICE, "there is a GPU but a library is missing: the driver's libcuda.so.1");
   if (code || count == 0)
     return err_set(e, E_DEVICE, "the CUDA driver offers no GPU: %s", cudaGetErrorString(code ? code : cudaErrorNoDevice));
   *ops = &be_cuda;

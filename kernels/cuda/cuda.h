@@ -1,6 +1,6 @@
 /*
  * cuda.h - what the C files of be_cuda share: be_cuda.c (table, memory, transfers), weight.c (parameters), matmul.c (convolution, linear,
- * attention, low-rank adapters), ops.c (the rest) and pass.c (captured passes). Nobody else includes it.
+ * attention, low-rank adapters), ops.c (the rest), pass.c (captured passes) and outline.c (what they would ask cuDNN for). Nobody else includes it.
  *
  * Threads: a struct cuda belongs to the thread that opened it and has a stream of its own; ops enqueue there and return. A lane
  * (open_lane) is another struct cuda on the same device. Weights are written before weight_load returns and never after.
@@ -19,6 +19,7 @@
 struct cuda {
   int device;
   const char *plan_cache;       /* or NULL */
+  struct be_plans own_plans, *plans; /* plans: of the backend that this is a lane of, or &own_plans */
   cudaStream_t stream;
   struct gpu_blas *blas;
   struct gpu_dnn *dnn;
@@ -73,12 +74,26 @@ MUST_CHECK int cuda_scratch(struct cuda *c, size_t bytes, void **p, struct err *
 MUST_CHECK int cuda_staging(struct cuda *c, size_t bytes, void **p, struct err *e);
 
 /* weight.c */
+
+/* The geometry of a parameter, without memory; freed with free(). */
+MUST_CHECK int cuda_weight_describe(struct weight **w, const struct be *be, const struct weight_desc *d, struct err *e);
 MUST_CHECK int cuda_weight_load(struct be *be, const struct weight_desc *d, const struct weight *like, struct weight **w, struct err *e);
 void cuda_weight_free(struct be *be, struct weight *w);
 MUST_CHECK int cuda_lowrank_load(struct be *be, const struct lowrank_desc *d, struct lowrank **l, struct err *e);
 void cuda_lowrank_free(struct be *be, struct lowrank *l);
 
 /* matmul.c */
+
+/* Whether a convolution is a product of matrices. */
+int cuda_is_linear(const struct weight *w);
+/* The call that conv2d makes of its operands, which it checks. */
+struct gpu_conv cuda_conv_of(const struct be *be, struct tensor y, struct tensor x, const struct weight *w, struct tensor residual);
+/* Whether cuDNN takes this attention. */
+int cuda_attention_is_dnn(struct tensor q, int heads, int causal);
+/* The call that attention makes for the pictures from b on whose keys lie together; a->B of them. Returns whether their keys and values have to be put
+ * together first, because the next pass finds them elsewhere. */
+int cuda_attention_of(struct gpu_attention *a, struct cuda *c, enum dtype act, struct tensor o, struct tensor q, const struct kv_row *kv, int64_t b,
+                      int heads, float scale);
 MUST_CHECK int cuda_conv2d(struct be *be, struct tensor y, struct tensor x, const struct weight *w, struct tensor residual, struct err *e);
 MUST_CHECK int cuda_linear(struct be *be, struct tensor y, struct tensor x, const struct weight *w, struct tensor residual, struct err *e);
 MUST_CHECK int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct kv_row *kv, int heads, float scale, int causal,

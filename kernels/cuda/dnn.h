@@ -3,7 +3,8 @@
  *
  * As in blas.h an engine with its settings is chosen once for each class of shapes, the count of pictures left out, and kept.
  *
- * Callers: kernels/cuda/matmul.c. Threads: one owner each; several may exist on a device.
+ * Callers: kernels/cuda/matmul.c; outline.c and vendor_compile.c, which make plans ahead for a GPU that is only described. Threads: one owner each;
+ * several may exist on a device.
  */
 #ifndef SAFELIGHT_KERNELS_CUDA_DNN_H
 #define SAFELIGHT_KERNELS_CUDA_DNN_H
@@ -13,6 +14,7 @@
 #include "base/err.h"
 #include "kernels/tensor.h"
 
+struct be_plans;
 struct gpu_dnn;
 
 struct gpu_conv {
@@ -35,8 +37,24 @@ struct gpu_attention {
   enum dtype act;
 };
 
-/* For the current device. plan_cache: a folder for compiled plans, the caller's until gpu_dnn_close; or NULL. */
-MUST_CHECK int gpu_dnn_open(struct gpu_dnn **d, const char *plan_cache, struct err *e);
+/* What a plan is known by: the call with pointers replaced by whether they are there, and no padding that is not zero, so that keys are compared byte
+ * by byte, in this process and in files of others. One of the two is filled: conv.B > 0 or attention.B > 0. */
+struct gpu_key {
+  struct gpu_conv conv;
+  struct gpu_attention attention;
+};
+
+/* dnn_key.c */
+void gpu_key_of_conv(struct gpu_key *k, const struct gpu_conv *c);
+void gpu_key_of_attention(struct gpu_key *k, const struct gpu_attention *a);
+/* The key of its class: the same with two pictures, for which its engine is chosen. class may be k. */
+void gpu_key_class(struct gpu_key *class, const struct gpu_key *k);
+/* For people: "convolution 320>320 3x3 of 64x64, residual, bf16, 2 pictures". */
+void gpu_key_name(char *text, size_t size, const struct gpu_key *k);
+
+/* For the current device. plan_cache: a folder for compiled plans, the caller's until gpu_dnn_close; or NULL. counts: moved as plans are found and
+ * compiled, the caller's; several may share it. */
+MUST_CHECK int gpu_dnn_open(struct gpu_dnn **d, const char *plan_cache, struct be_plans *counts, struct err *e);
 void gpu_dnn_close(struct gpu_dnn *d); /* takes NULL */
 /* y = conv(x, w) [+ residual] [+ bias], summed in fp32, rounded once. Enqueues. */
 MUST_CHECK int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e);
@@ -46,6 +64,13 @@ MUST_CHECK int gpu_dnn_attention(struct gpu_dnn *d, cudaStream_t s, const struct
 long gpu_dnn_epoch(const struct gpu_dnn *d);
 /* Name and version, for people. */
 void gpu_dnn_version(char *text, size_t size);
+
+/* For a GPU that is described by a text (deploy/devices) and need not be there: gpu_dnn_prepare alone may be called. E_ARG for a description that is
+ * not understood. */
+MUST_CHECK int gpu_dnn_open_described(struct gpu_dnn **d, const char *description, const char *plan_cache, struct be_plans *counts, struct err *e);
+/* The plan of this key is in plan_cache afterwards, with the engine of its class, as gpu_dnn_conv and gpu_dnn_attention would have compiled it.
+ * *bytes: of its text. E_FILE when the folder does not take it; E_INTERNAL for a graph that cuDNN does not take. */
+MUST_CHECK int gpu_dnn_prepare(struct gpu_dnn *d, const struct gpu_key *k, size_t *bytes, struct err *e);
 
 /* Head sizes of cuDNN's attention. */
 static inline int gpu_dnn_takes_head(int64_t K)

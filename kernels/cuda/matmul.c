@@ -16,7 +16,7 @@ static int same_dims(struct tensor a, struct tensor b)
   return memcmp(a.d, b.d, sizeof a.d) == 0;
 }
 
-static int is_linear(const struct weight *w)
+int cuda_is_linear(const struct weight *w)
 {
   return w->kind == WEIGHT_LINEAR || (w->kind == WEIGHT_CONV && w->kh == 1 && w->kw == 1 && w->stride == 1 && w->pad_lo == 0 && w->pad_hi == 0);
 }
@@ -27,7 +27,7 @@ int cuda_linear(struct be *be, struct tensor y, struct tensor x, const struct we
   struct gpu_linear l = {.y = y.p, .x = x.p, .w = w->w, .residual = residual.p, .rows = tensor_rows(x), .out = w->out, .in = w->in,
                          .act = be->act, .y_type = y.type};
 
-  assert(is_linear(w) && x.type == be->act && (y.type == be->act || y.type == DT_F32));
+  assert(cuda_is_linear(w) && x.type == be->act && (y.type == be->act || y.type == DT_F32));
   assert(x.d[3] == w->in && y.d[3] == w->out && tensor_rows(y) == l.rows);
   assert(!residual.p || (residual.type == y.type && same_dims(residual, y)));
   l.picture_rows = l.rows / x.d[0];
@@ -37,19 +37,27 @@ int cuda_linear(struct be *be, struct tensor y, struct tensor x, const struct we
   return gpu_blas_linear(c->blas, c->stream, &l, e);
 }
 
-int cuda_conv2d(struct be *be, struct tensor y, struct tensor x, const struct weight *w, struct tensor residual, struct err *e)
+struct gpu_conv cuda_conv_of(const struct be *be, struct tensor y, struct tensor x, const struct weight *w, struct tensor residual)
 {
-  struct cuda *c = cuda_of(be);
   struct gpu_conv v = {.y = y.p, .x = x.p, .w = w->w, .bias = w->bias, .residual = residual.p, .B = x.d[0], .H = x.d[1], .W = x.d[2], .in = w->in,
                        .Ho = y.d[1], .Wo = y.d[2], .out = w->out, .kh = w->kh, .kw = w->kw, .stride = w->stride, .pad_lo = w->pad_lo,
                        .pad_hi = w->pad_hi, .act = be->act, .y_type = y.type};
 
-  if (is_linear(w))
-    return cuda_linear(be, y, x, w, residual, e);
   assert(w->kind == WEIGHT_CONV && x.type == be->act && (y.type == be->act || y.type == DT_F32) && x.d[3] == w->in && y.d[3] == w->out);
   assert(y.d[0] == v.B && v.Ho == (v.H + w->pad_lo + w->pad_hi - w->kh) / w->stride + 1 &&
          v.Wo == (v.W + w->pad_lo + w->pad_hi - w->kw) / w->stride + 1);
   assert(!residual.p || (residual.type == y.type && same_dims(residual, y)));
+  return v;
+}
+
+int cuda_conv2d(struct be *be, struct tensor y, struct tensor x, const struct weight *w, struct tensor residual, struct err *e)
+{
+  struct cuda *c = cuda_of(be);
+  struct gpu_conv v;
+
+  if (cuda_is_linear(w))
+    return cuda_linear(be, y, x, w, residual, e);
+  v = cuda_conv_of(be, y, x, w, residual);
   if (pass_skips(c, "conv2d", (struct tensor[]){y, x, residual}, 3, w, NULL, 0))
     return 0;
   return gpu_dnn_conv(c->dnn, c->stream, &v, e);
@@ -142,6 +150,24 @@ struct attention_numbers {
   uint64_t own[2]; /* keys and values */
 };
 
+int cuda_attention_is_dnn(struct tensor q, int heads, int causal)
+{
+  return !causal && gpu_dnn_takes_head(q.d[3] / heads);
+}
+
+int cuda_attention_of(struct gpu_attention *a, struct cuda *c, enum dtype act, struct tensor o, struct tensor q, const struct kv_row *kv, int64_t b,
+                      int heads, float scale)
+{
+  int64_t B = q.d[0], D = q.d[3];
+  int foreign = pass_is_foreign(c, kv[b].k);
+
+  *a = (struct gpu_attention){.k = kv[b].k, .v = kv[b].v, .T = q.d[2], .keys = kv[b].T, .heads = heads, .K = (int)(D / heads), .scale = scale, .act = act};
+  a->B = foreign ? same_length(kv, b, B) : run_length(kv, b, B, D);
+  a->o = tensor_batch(o, b, a->B).p;
+  a->q = tensor_batch(q, b, a->B).p;
+  return foreign;
+}
+
 int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct kv_row *kv, int heads, float scale, int causal, struct err *e)
 {
   struct cuda *c = cuda_of(be);
@@ -151,17 +177,14 @@ int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct
   assert(q.type == be->act && o.type == be->act && same_dims(o, q) && q.d[1] == 1 && D % heads == 0 && D / heads <= KERN_MAX_HEAD);
   for (int64_t b = 0; b < B; b++)
     assert(kv[b].T >= 1 && kv[b].k && kv[b].v);
-  if (causal || !gpu_dnn_takes_head(D / heads))
+  if (!cuda_attention_is_dnn(q, heads, causal))
     return attention_own(be, o, q, kv, heads, scale, causal, e);
   for (int64_t b = 0; b < B && !r; b += n) {
-    int foreign = pass_is_foreign(c, kv[b].k);
-    struct gpu_attention a = {.k = kv[b].k, .v = kv[b].v, .T = q.d[2], .keys = kv[b].T, .heads = heads, .K = (int)(D / heads), .scale = scale,
-                              .act = be->act};
     struct attention_numbers more;
+    struct gpu_attention a;
+    int foreign = cuda_attention_of(&a, c, be->act, o, q, kv, b, heads, scale);
 
-    a.B = n = foreign ? same_length(kv, b, B) : run_length(kv, b, B, D);
-    a.o = tensor_batch(o, b, n).p;
-    a.q = tensor_batch(q, b, n).p;
+    n = a.B;
     if (foreign)
       r = collect_kv(be, kv + b, n, D, &a.k, &a.v, e);
     more = (struct attention_numbers){a.keys, heads, scale, (float)foreign, {0, 0}};

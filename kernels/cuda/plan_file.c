@@ -16,7 +16,7 @@ struct header {
   unsigned char key[PLAN_FILE_KEY];
 };
 
-static const char magic[8] = "SLPLAN1";
+static const char magic[8] = "SLPLAN2";
 
 /* FNV-1a (Fowler, Noll, Vo): against damage, not against an enemy, who could as well replace the program. */
 static uint64_t hash(const void *p, size_t n)
@@ -73,7 +73,7 @@ int plan_file_write(const char *folder, const void *key, size_t key_bytes, const
     return 0;
   memcpy(h.magic, magic, sizeof magic);
   memcpy(h.key, key, key_bytes);
-  snprintf(beside, sizeof beside, "%s.%ld", path, (long)getpid());
+  snprintf(beside, sizeof beside, "%s.%ld", path, (long)gettid());
   f = fopen(beside, "wb");
   if (!f)
     return 0;

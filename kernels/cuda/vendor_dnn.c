@@ -3,7 +3,9 @@
  *
  * The engine of a class of shapes (everything but the count of pictures) is chosen once, for two pictures, and every count gets a plan of that
  * engine with those settings: a row's bits do not depend on the batch. Plans are made on first sight and kept, up to a bound (plans.h).
- * Nothing here was timed on a card yet.
+ *
+ * On disk lie the choices and the plans (plan_file.h). A start that finds both asks no heuristics and compiles nothing; one that finds the choice
+ * alone compiles with that engine. `safelight compile` fills the folder without the GPU, through this file. Nothing here was timed on a card yet.
  *
  * Threads: see dnn.h.
  */
@@ -13,37 +15,43 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/backend.h"
+#include "kernels/cuda/device_id.h"
 #include "kernels/cuda/plan_file.h"
 #include "kernels/cuda/plans.h"
 #include "kernels/cuda/vendor_graph.h"
 
-/* What a plan is known by: the call with pointers replaced by whether they are there; memcmp compares. */
-struct key {
-  struct gpu_conv conv;
-  struct gpu_attention attention;
-};
-
-_Static_assert(sizeof(struct key) % 8 == 0, "hashed by words of eight");
-
 enum { MOST_PLANS = 2048, MOST_CHOICES = 2048 };
 
-/* What a saved plan is known by: cuDNN compares device and version once more. */
+/* What is kept on disk for a class of shapes: the engine that was chosen for it, and for each count of pictures the plan of that engine. */
+enum kept { KEPT_PLAN, KEPT_CHOICE };
+
+/* What a kept file is known by: cuDNN compares device and version once more. A plan's engine belongs to its name: one that was saved under another
+ * choice is never found, so that all counts of a class have one engine whatever became of single files. */
 struct file_key {
-  char device[64];
-  int32_t major, minor, processors, unused;
-  uint64_t version;
-  struct key shape;
+  struct device_id device;
+  uint64_t version;             /* of cuDNN */
+  int64_t what;                 /* enum kept */
+  struct gpu_key shape;         /* KEPT_CHOICE: of the class */
+  struct graph_choice choice;   /* KEPT_PLAN; see canonical() */
 };
 
 _Static_assert(sizeof(struct file_key) <= PLAN_FILE_KEY, "a key has its place in the file");
 
+/* The engine of a class. */
+struct choice {
+  struct graph_choice is;       /* canonical */
+  int is_from_file, is_used;    /* used: a plan of it was made or found in this process */
+};
+
 struct gpu_dnn {
   const char *plan_cache;       /* folder, or NULL */
-  struct file_key file;         /* without its shape */
-  cudnnHandle_t handle;
+  struct be_plans *counts;
+  struct device_id device;
+  struct graph_target target;   /* a handle, or a described device */
   cudaStream_t stream;
-  struct plans plans;           /* struct graph_plan by key */
-  struct plans choices;         /* struct graph_choice by key with 2 pictures */
+  struct plans plans;           /* struct graph_plan by struct gpu_key */
+  struct plans choices;         /* struct choice by the class's key */
   void *workspace;
   size_t workspace_bytes;
   long moved;                   /* how often the workspace did */
@@ -55,44 +63,66 @@ static void drop_plan(void *value)
   free(value);
 }
 
-/* Device and version. Nothing is kept on disk for a device that does not tell its name. */
+/* Nothing is kept on disk for a device that does not tell its name. */
 static void know_device(struct gpu_dnn *d)
 {
   struct cudaDeviceProp prop;
-  int device = 0;
+  int device = 0, driver = 0;
 
-  if (cudaGetDevice(&device) || cudaGetDeviceProperties(&prop, device)) {
+  if (cudaGetDevice(&device) || cudaGetDeviceProperties(&prop, device) || cudaDriverGetVersion(&driver)) {
     (void)cudaGetLastError();
     d->plan_cache = NULL;
     return;
   }
-  snprintf(d->file.device, sizeof d->file.device, "%.63s", prop.name);
-  d->file.major = prop.major;
-  d->file.minor = prop.minor;
-  d->file.processors = prop.multiProcessorCount;
-  d->file.version = cudnnGetVersion();
+  device_id_set(&d->device, prop.name, prop.major, prop.minor, prop.multiProcessorCount, driver);
 }
 
-int gpu_dnn_open(struct gpu_dnn **out, const char *plan_cache, struct err *e)
+MUST_CHECK static int dnn_new(struct gpu_dnn **out, const char *plan_cache, struct be_plans *counts, struct err *e)
 {
   struct gpu_dnn *d = calloc(1, sizeof *d);
-  int r;
 
-  *out = NULL;
+  *out = d;
   if (!d)
     return err_set(e, E_NOMEM, "out of memory for cuDNN");
-  r = graph_check(cudnnCreate(&d->handle), "opening", e);
+  d->plan_cache = plan_cache;
+  d->counts = counts;
+  plans_init(&d->plans, sizeof(struct gpu_key), MOST_PLANS, drop_plan);
+  plans_init(&d->choices, sizeof(struct gpu_key), MOST_CHOICES, free);
+  return 0;
+}
+
+int gpu_dnn_open(struct gpu_dnn **out, const char *plan_cache, struct be_plans *counts, struct err *e)
+{
+  int r = dnn_new(out, plan_cache, counts, e);
+
+  if (r)
+    return r;
+  r = graph_check(cudnnCreate(&(*out)->target.handle), "opening", e);
   if (r) {
-    free(d);
+    gpu_dnn_close(*out);
+    *out = NULL;
     return r;
   }
-  d->plan_cache = plan_cache;
   if (plan_cache)
-    know_device(d);
-  plans_init(&d->plans, sizeof(struct key), MOST_PLANS, drop_plan);
-  plans_init(&d->choices, sizeof(struct key), MOST_CHOICES, free);
-  *out = d;
+    know_device(*out);
   return 0;
+}
+
+int gpu_dnn_open_described(struct gpu_dnn **out, const char *description, const char *plan_cache, struct be_plans *counts, struct err *e)
+{
+  struct err why = {0};
+  int r = dnn_new(out, plan_cache, counts, e);
+
+  if (r)
+    return r;
+  r = device_id_read(&(*out)->device, description, e);
+  if (!r && graph_device_open(&(*out)->target.device, description, &why))
+    r = err_set(e, E_ARG, "cuDNN does not take the device's description: %s", why.msg);
+  if (r) {
+    gpu_dnn_close(*out);
+    *out = NULL;
+  }
+  return r;
 }
 
 void gpu_dnn_close(struct gpu_dnn *d)
@@ -101,8 +131,12 @@ void gpu_dnn_close(struct gpu_dnn *d)
     return;
   plans_clear(&d->plans);
   plans_clear(&d->choices);
-  (void)cudaFree(d->workspace);
-  cudnnDestroy(d->handle);
+  if (d->workspace)
+    (void)cudaFree(d->workspace);
+  if (d->target.handle)
+    cudnnDestroy(d->target.handle);
+  if (d->target.device)
+    cudnnBackendDestroyDescriptor(d->target.device);
   free(d);
 }
 
@@ -118,97 +152,221 @@ long gpu_dnn_epoch(const struct gpu_dnn *d)
   return d->plans.dropped + d->moved;
 }
 
-MUST_CHECK static int plan_open(struct gpu_dnn *d, struct graph_plan *p, const struct key *k, struct graph_choice *choice, struct err *e)
-{
-  const struct graph_target here = {.handle = d->handle};
+/* ---- what is kept on disk ---- */
 
-  return k->conv.B ? graph_conv_open(p, &here, &k->conv, choice, e) : graph_attention_open(p, &here, &k->attention, choice, e);
+/* The same choice with every byte that says nothing zero, as a part of a name. */
+static void canonical(struct graph_choice *out, const struct graph_choice *c)
+{
+  memset(out, 0, sizeof *out);
+  out->engine = c->engine;
+  out->knobs = c->knobs;
+  for (int i = 0; i < c->knobs; i++) {
+    out->knob_type[i] = c->knob_type[i];
+    out->knob_value[i] = c->knob_value[i];
+  }
 }
 
-/* The engine of a class; on its first sight the heuristics choose it, for two pictures. */
-MUST_CHECK static int choice_of(struct gpu_dnn *d, const struct key *k, const struct graph_choice **out, struct err *e)
+static void name_of(struct file_key *name, const struct gpu_dnn *d, enum kept what, const struct gpu_key *k, const struct graph_choice *choice)
 {
-  struct graph_choice *choice;
-  struct graph_plan first;
-  struct key class;
-  int r;
-
-  memcpy(&class, k, sizeof class);
-  class.conv.B = k->conv.B ? 2 : 0;
-  class.attention.B = k->attention.B ? 2 : 0;
-  *out = choice = plans_find(&d->choices, &class);
+  memset(name, 0, sizeof *name);
+  name->device = d->device;
+  name->version = cudnnGetVersion();
+  name->what = what;
+  memcpy(&name->shape, k, sizeof *k);
   if (choice)
-    return 0;
-  choice = calloc(1, sizeof *choice);
-  if (!choice)
-    return err_set(e, E_NOMEM, "out of memory for an engine");
-  choice->engine = -1;
-  r = plan_open(d, &first, &class, choice, e);
-  if (!r)
-    graph_plan_close(&first);
-  if (!r)
-    r = plans_add(&d->choices, &class, choice, e);
-  if (r)
-    free(choice);
-  else
-    *out = choice;
-  return r;
+    memcpy(&name->choice, choice, sizeof *choice);
 }
 
-/* The saved plan; whether there was one that cuDNN takes. */
-static int plan_from_file(struct gpu_dnn *d, const struct key *k, struct graph_plan *p)
+/* Whether there was one. */
+static int choice_from_file(struct gpu_dnn *d, const struct gpu_key *class, struct graph_choice *choice)
 {
-  const struct graph_target here = {.handle = d->handle};
-  struct file_key name = d->file;
-  size_t n;
+  struct file_key name;
+  struct graph_choice read;
+  size_t n = 0;
   char *text;
   int ok;
 
   if (!d->plan_cache)
     return 0;
-  memcpy(&name.shape, k, sizeof *k);
+  name_of(&name, d, KEPT_CHOICE, class, NULL);
   text = plan_file_read(d->plan_cache, &name, sizeof name, &n);
-  ok = text && !graph_plan_load(p, &here, text, n, NULL);
+  ok = text && n == sizeof read;
+  if (ok) {
+    memcpy(&read, text, sizeof read);
+    ok = read.engine >= 0 && read.knobs >= 0 && read.knobs <= GRAPH_KNOBS;
+  }
+  if (ok)
+    canonical(choice, &read);
   free(text);
   return ok;
 }
 
-/* What cannot be written is compiled again another time. */
-static void plan_to_file(struct gpu_dnn *d, const struct key *k, const struct graph_plan *p)
+/* What cannot be written is chosen again another time. */
+static void choice_to_file(struct gpu_dnn *d, const struct gpu_key *class, const struct graph_choice *choice)
 {
-  struct file_key name = d->file;
+  struct file_key name;
+
+  if (!d->plan_cache)
+    return;
+  name_of(&name, d, KEPT_CHOICE, class, NULL);
+  (void)plan_file_write(d->plan_cache, &name, sizeof name, (const char *)choice, sizeof *choice);
+}
+
+/* The saved plan; whether there was one that cuDNN takes. *bytes: of its text. */
+static int plan_from_file(struct gpu_dnn *d, const struct gpu_key *k, const struct graph_choice *choice, struct graph_plan *p, size_t *bytes)
+{
+  struct file_key name;
+  char *text;
+  int ok;
+
+  if (!d->plan_cache)
+    return 0;
+  name_of(&name, d, KEPT_PLAN, k, choice);
+  text = plan_file_read(d->plan_cache, &name, sizeof name, bytes);
+  ok = text && !graph_plan_load(p, &d->target, text, *bytes, NULL);
+  free(text);
+  return ok;
+}
+
+/* Bytes written; 0: what cannot be written is compiled again another time. */
+static size_t plan_to_file(struct gpu_dnn *d, const struct gpu_key *k, const struct graph_choice *choice, const struct graph_plan *p)
+{
+  struct file_key name;
   size_t n;
   char *text;
 
   if (!d->plan_cache || graph_plan_save(p, &text, &n, NULL))
-    return;
-  memcpy(&name.shape, k, sizeof *k);
-  (void)plan_file_write(d->plan_cache, &name, sizeof name, text, n);
+    return 0;
+  name_of(&name, d, KEPT_PLAN, k, choice);
+  if (!plan_file_write(d->plan_cache, &name, sizeof name, text, n))
+    n = 0;
   free(text);
+  return n;
+}
+
+/* ---- engines and plans ---- */
+
+/* How a plan came about. */
+struct made {
+  int is_found;                 /* on disk */
+  size_t bytes;                 /* of the text on disk; 0: it is not there */
+};
+
+MUST_CHECK static int plan_open(struct gpu_dnn *d, struct graph_plan *p, const struct gpu_key *k, struct graph_choice *choice, struct err *e)
+{
+  return k->conv.B ? graph_conv_open(p, &d->target, &k->conv, choice, e) : graph_attention_open(p, &d->target, &k->attention, choice, e);
+}
+
+/* The heuristics choose for two pictures; what they compiled for these is *first, the caller's, and on disk. */
+MUST_CHECK static int choose(struct gpu_dnn *d, const struct gpu_key *class, struct choice *choice, struct graph_plan *first, struct made *made,
+                             struct err *e)
+{
+  struct graph_choice chosen = {.engine = -1};
+  int r = plan_open(d, first, class, &chosen, e);
+
+  if (r)
+    return r;
+  atomic_fetch_add(&d->counts->chosen, 1);
+  atomic_fetch_add(&d->counts->compiled, 1);
+  *choice = (struct choice){0};
+  canonical(&choice->is, &chosen);
+  choice_to_file(d, class, &choice->is);
+  made->bytes = plan_to_file(d, class, &choice->is, first);
+  return 0;
+}
+
+/* The engine of a class that is new to this process: as kept on disk, else chosen; then first->plan is set, see choose(). */
+MUST_CHECK static int choice_new(struct gpu_dnn *d, const struct gpu_key *class, struct choice **out, struct graph_plan *first, struct made *made,
+                                 struct err *e)
+{
+  struct choice *choice = calloc(1, sizeof *choice);
+  int r = 0;
+
+  *out = NULL;
+  if (!choice)
+    return err_set(e, E_NOMEM, "out of memory for an engine");
+  choice->is_from_file = choice_from_file(d, class, &choice->is);
+  if (!choice->is_from_file)
+    r = choose(d, class, choice, first, made, e);
+  if (!r)
+    r = plans_add(&d->choices, class, choice, e);
+  if (r) {
+    graph_plan_close(first);
+    free(choice);
+    return r;
+  }
+  *out = choice;
+  return 0;
+}
+
+/* A plan of exactly this engine. An engine from a file that cuDNN does not take here after all is chosen anew, unless pictures were drawn with it. */
+MUST_CHECK static int plan_compile(struct gpu_dnn *d, const struct gpu_key *k, const struct gpu_key *class, struct choice *choice, struct graph_plan *p,
+                                   struct made *made, struct err *e)
+{
+  struct graph_choice fixed = choice->is;
+  struct graph_plan first = {0};
+  struct err why = {0};
+  int r = plan_open(d, p, k, &fixed, &why);
+
+  if (r == E_INTERNAL && choice->is_from_file && !choice->is_used) {
+    why = (struct err){0};
+    r = choose(d, class, choice, &first, made, &why);
+    graph_plan_close(&first);
+    fixed = choice->is;
+    if (!r)
+      r = plan_open(d, p, k, &fixed, &why);
+  }
+  if (r)
+    return err_set(e, r, "%s", why.msg);
+  atomic_fetch_add(&d->counts->compiled, 1);
+  made->bytes = plan_to_file(d, k, &choice->is, p);
+  return 0;
 }
 
 /* A plan of the class's engine for exactly this count of pictures. */
-MUST_CHECK static int plan_make(struct gpu_dnn *d, const struct key *k, struct graph_plan *p, struct err *e)
+MUST_CHECK static int plan_make(struct gpu_dnn *d, const struct gpu_key *k, struct graph_plan *p, struct made *made, struct err *e)
 {
-  const struct graph_choice *choice;
-  struct graph_choice fixed;
-  int r;
+  struct graph_plan first = {0};
+  struct choice *choice;
+  struct gpu_key class;
+  int r = 0;
 
-  if (plan_from_file(d, k, p)) /* saved with the engine that the class has: the same heuristics of the same version chose it */
-    return 0;
-  r = choice_of(d, k, &choice, e);
+  *made = (struct made){0};
+  gpu_key_class(&class, k);
+  choice = plans_find(&d->choices, &class);
+  if (!choice)
+    r = choice_new(d, &class, &choice, &first, made, e);
   if (r)
     return r;
-  fixed = *choice;
-  r = plan_open(d, p, k, &fixed, e);
-  if (!r)
-    plan_to_file(d, k, p);
+  if (first.plan && !memcmp(k, &class, sizeof class)) {
+    *p = first;
+  } else if (graph_plan_close(&first), plan_from_file(d, k, &choice->is, p, &made->bytes)) {
+    made->is_found = 1;
+    atomic_fetch_add(&d->counts->found, 1);
+  } else {
+    r = plan_compile(d, k, &class, choice, p, made, e);
+  }
+  choice->is_used |= !r;
   return r;
 }
 
-MUST_CHECK static int plan_of(struct gpu_dnn *d, const struct key *k, const struct graph_plan **out, struct err *e)
+int gpu_dnn_prepare(struct gpu_dnn *d, const struct gpu_key *k, size_t *bytes, struct err *e)
+{
+  struct graph_plan p;
+  struct made made;
+  int r = plan_make(d, k, &p, &made, e);
+
+  *bytes = made.bytes;
+  if (r)
+    return r;
+  graph_plan_close(&p);
+  return made.bytes ? 0 : err_set(e, E_FILE, "a plan cannot be written to %.300s: is there room, and may this user write?", d->plan_cache);
+}
+
+MUST_CHECK static int plan_of(struct gpu_dnn *d, const struct gpu_key *k, const struct graph_plan **out, struct err *e)
 {
   struct graph_plan *p = plans_find(&d->plans, k);
+  struct made made;
   int r;
 
   *out = p;
@@ -217,7 +375,7 @@ MUST_CHECK static int plan_of(struct gpu_dnn *d, const struct key *k, const stru
   p = calloc(1, sizeof *p);
   if (!p)
     return err_set(e, E_NOMEM, "out of memory for a plan");
-  r = plan_make(d, k, p, e);
+  r = plan_make(d, k, p, &made, e);
   if (!r && plans_is_full(&d->plans))
     (void)cudaStreamSynchronize(d->stream); /* kernels of plans that are about to go may still run; an error comes back from the next call */
   if (!r) {
@@ -259,7 +417,7 @@ MUST_CHECK static int run(struct gpu_dnn *d, cudaStream_t s, const struct graph_
   int r = workspace(d, (size_t)p->workspace, e);
 
   if (!r && d->stream != s) {
-    r = graph_check(cudnnSetStream(d->handle, s), "a stream", e);
+    r = graph_check(cudnnSetStream(d->target.handle, s), "a stream", e);
     d->stream = r ? NULL : s;
   }
   if (!r)
@@ -273,16 +431,10 @@ MUST_CHECK static int run(struct gpu_dnn *d, cudaStream_t s, const struct graph_
   if (!r)
     r = graph_check(cudnnBackendFinalize(pack), "pointers", e);
   if (!r)
-    r = graph_check(cudnnBackendExecute(d->handle, p->plan, pack), "running a plan", e);
+    r = graph_check(cudnnBackendExecute(d->target.handle, p->plan, pack), "running a plan", e);
   if (pack)
     cudnnBackendDestroyDescriptor(pack);
   return r;
-}
-
-/* Stands for a pointer that is there, in this process and in files of others. */
-static void *is_there(const void *p)
-{
-  return p ? (void *)(uintptr_t)1 : NULL;
 }
 
 int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e)
@@ -290,26 +442,10 @@ int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, st
   int64_t ids[5] = {GRAPH_X, GRAPH_W, GRAPH_Y}, n = 3;
   void *pointers[5] = {(void *)(uintptr_t)c->x, (void *)(uintptr_t)c->w, c->y};
   const struct graph_plan *p;
-  struct key k;
+  struct gpu_key k;
   int r;
 
-  memset(&k, 0, sizeof k); /* field by field: what lies between fields is compared as well */
-  k.conv.B = c->B;
-  k.conv.H = c->H;
-  k.conv.W = c->W;
-  k.conv.in = c->in;
-  k.conv.Ho = c->Ho;
-  k.conv.Wo = c->Wo;
-  k.conv.out = c->out;
-  k.conv.kh = c->kh;
-  k.conv.kw = c->kw;
-  k.conv.stride = c->stride;
-  k.conv.pad_lo = c->pad_lo;
-  k.conv.pad_hi = c->pad_hi;
-  k.conv.act = c->act;
-  k.conv.y_type = c->y_type;
-  k.conv.bias = is_there(c->bias);
-  k.conv.residual = is_there(c->residual);
+  gpu_key_of_conv(&k, c);
   if (c->residual) {
     ids[n] = GRAPH_RESIDUAL;
     pointers[n++] = (void *)(uintptr_t)c->residual;
@@ -328,16 +464,10 @@ int gpu_dnn_attention(struct gpu_dnn *d, cudaStream_t s, const struct gpu_attent
   const int64_t ids[5] = {GRAPH_Q, GRAPH_K, GRAPH_V, GRAPH_O, GRAPH_SCALE};
   void *const pointers[5] = {(void *)(uintptr_t)a->q, (void *)(uintptr_t)a->k, (void *)(uintptr_t)a->v, a->o, &scale};
   const struct graph_plan *p;
-  struct key k;
+  struct gpu_key k;
   int r;
 
-  memset(&k, 0, sizeof k);
-  k.attention.B = a->B;
-  k.attention.T = a->T;
-  k.attention.keys = a->keys;
-  k.attention.heads = a->heads;
-  k.attention.K = a->K;
-  k.attention.act = a->act;
+  gpu_key_of_attention(&k, a);
   r = plan_of(d, &k, &p, e);
   return r ? r : run(d, s, p, 5, ids, pointers, e);
 }

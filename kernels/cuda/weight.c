@@ -46,18 +46,15 @@ static int fill(struct be *be, struct weight *p, const struct weight_desc *d, st
   return r ? r : be->ops->sync(be, e);
 }
 
-int cuda_weight_load(struct be *be, const struct weight_desc *d, const struct weight *like, struct weight **w, struct err *e)
+int cuda_weight_describe(struct weight **w, const struct be *be, const struct weight_desc *d, struct err *e)
 {
-  int is_conv = d->kind == WEIGHT_CONV, is_matrix = is_conv || d->kind == WEIGHT_LINEAR, r;
+  int is_conv = d->kind == WEIGHT_CONV;
   struct weight *p = calloc(1, sizeof *p);
-  size_t main_bytes, bias_bytes, act_bytes;
-  char *at;
 
-  (void)like; /* there is one packing */
   assert(d->out > 0 && (d->in > 0 || d->kind == WEIGHT_NORM));
   assert(d->kind != WEIGHT_NORM || d->bias);
   assert(!is_conv || (d->kh > 0 && d->kw > 0 && d->stride > 0 && d->pad_lo >= 0 && d->pad_hi >= 0));
-  *w = NULL;
+  *w = p;
   if (!p)
     return err_set(e, E_NOMEM, "out of memory for a parameter");
   *p = (struct weight){.kind = d->kind, .out = d->out, .in = d->in, .kh = 1, .kw = 1, .stride = 1};
@@ -68,7 +65,22 @@ int cuda_weight_load(struct be *be, const struct weight_desc *d, const struct we
     p->pad_lo = d->pad_lo;
     p->pad_hi = d->pad_hi;
   }
-  p->type = is_matrix ? be->act : d->w_type;
+  p->type = is_conv || d->kind == WEIGHT_LINEAR ? be->act : d->w_type;
+  return 0;
+}
+
+int cuda_weight_load(struct be *be, const struct weight_desc *d, const struct weight *like, struct weight **w, struct err *e)
+{
+  int is_matrix = d->kind == WEIGHT_CONV || d->kind == WEIGHT_LINEAR, r;
+  size_t main_bytes, bias_bytes, act_bytes;
+  struct weight *p;
+  char *at;
+
+  (void)like; /* there is one packing */
+  *w = NULL;
+  r = cuda_weight_describe(&p, be, d, e);
+  if (r)
+    return r;
   main_bytes = d->kind == WEIGHT_NORM ? (size_t)d->out * 4 : (size_t)(d->out * d->in) * (size_t)(p->kh * p->kw) * dtype_size(p->type);
   main_bytes = cuda_round(main_bytes);
   bias_bytes = d->bias ? cuda_round((size_t)d->out * 4) : 0;

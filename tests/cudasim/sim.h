@@ -27,6 +27,7 @@ extern "C" {
 #endif
 
 struct cudasim_stream;
+struct gpu_key;
 
 /* Whether this is a card after all: tests/gpu/card.c stands behind this header there. */
 int cudasim_is_card(void);
@@ -42,6 +43,9 @@ void cudasim_fail_allocation(int n);
 void cudasim_fail_graphs(int n);
 /* How many devices there are said to be; 1 at first. */
 void cudasim_devices(int count);
+
+/* Sees the key of every convolution and attention that dnn.h is asked for from now on; NULL: nobody does. */
+void cudasim_watch_dnn(void (*see)(const struct gpu_key *k));
 
 struct cudasim_count {
   long launches, allocations, live; /* live: device and pinned allocations that are not freed */

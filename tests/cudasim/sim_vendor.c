@@ -23,6 +23,13 @@ struct gpu_dnn {
   long epoch;
 };
 
+static void (*watcher)(const struct gpu_key *k);
+
+void cudasim_watch_dnn(void (*see)(const struct gpu_key *k))
+{
+  watcher = see;
+}
+
 static float *must_floats(int64_t n)
 {
   float *p = malloc((size_t)n * sizeof *p);
@@ -131,9 +138,9 @@ int gpu_blas_linear(struct gpu_blas *b, cudaStream_t s, const struct gpu_linear 
 
 /* ---- dnn.h ---- */
 
-int gpu_dnn_open(struct gpu_dnn **d, const char *plan_cache, struct err *e)
+int gpu_dnn_open(struct gpu_dnn **d, const char *plan_cache, struct be_plans *counts, struct err *e)
 {
-  (void)plan_cache;
+  (void)plan_cache, (void)counts;
   *d = calloc(1, sizeof **d);
   return *d ? 0 : err_set(e, E_NOMEM, "out of memory");
 }
@@ -187,7 +194,12 @@ static int run_conv(void *arg)
 
 int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e)
 {
+  struct gpu_key k;
+
   (void)d;
+  gpu_key_of_conv(&k, c);
+  if (watcher)
+    watcher(&k);
   return cudasim_enqueue(s, run_conv, c, sizeof *c) ? err_set(e, E_DEVICE, "%s", cudasim_fault()) : 0;
 }
 
@@ -242,6 +254,11 @@ static int run_attention(void *arg)
 
 int gpu_dnn_attention(struct gpu_dnn *d, cudaStream_t s, const struct gpu_attention *a, struct err *e)
 {
+  struct gpu_key k;
+
   (void)d;
+  gpu_key_of_attention(&k, a);
+  if (watcher)
+    watcher(&k);
   return cudasim_enqueue(s, run_attention, a, sizeof *a) ? err_set(e, E_DEVICE, "%s", cudasim_fault()) : 0;
 }

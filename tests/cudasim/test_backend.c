@@ -16,6 +16,8 @@
 #include <cmocka.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/device_id.h"
+#include "kernels/cuda/dnn.h"
 #include "kernels/cuda/plan_file.h"
 #include "kernels/cuda/plans.h"
 #include "tests/cudasim/sim.h"
@@ -129,9 +131,9 @@ static void test_plan_files(void **state)
     assert_null(plan_file_read(folder, key, sizeof key, &n));
     poke(folder, name, at, 0x41);
   }
-  poke(folder, name, 8 * 4 + 512 + 3, 1); /* the text */
+  poke(folder, name, 8 * 4 + PLAN_FILE_KEY + 3, 1); /* the text */
   assert_null(plan_file_read(folder, key, sizeof key, &n));
-  assert_int_equal(truncate(path, 8 * 4 + 512 + 3), 0);
+  assert_int_equal(truncate(path, 8 * 4 + PLAN_FILE_KEY + 3), 0);
   assert_null(plan_file_read(folder, key, sizeof key, &n));
   assert_true(plan_file_write(folder, key, sizeof key, text, sizeof text)); /* written anew */
   got = plan_file_read(folder, key, sizeof key, &n);
@@ -140,6 +142,96 @@ static void test_plan_files(void **state)
   assert_false(plan_file_write("/nowhere/at/all", key, sizeof key, text, sizeof text));
   unlink(path);
   rmdir(folder);
+}
+
+/* ---- device_id.h and the keys of dnn.h ---- */
+
+static void refuses(const char *description, const char *field)
+{
+  struct device_id id;
+  struct err e = {0};
+
+  assert_int_equal(device_id_read(&id, description, &e), E_ARG);
+  assert_string_equal(e.field, field);
+  assert_non_null(strstr(e.msg, field));
+}
+
+/* A description and a driver that say the same give the same bytes. */
+static void test_device_id(void **state)
+{
+  struct device_id told, read;
+  struct err e = {0};
+  char text[4096] = "", long_name[200], *other;
+  FILE *f = fopen("deploy/devices/rtx4090.json", "r");
+
+  (void)state;
+  assert_non_null(f);
+  assert_true(fread(text, 1, sizeof text - 1, f) > 0);
+  fclose(f);
+  memset(&told, 0xaa, sizeof told);
+  memset(&read, 0x55, sizeof read);
+  device_id_set(&told, "NVIDIA GeForce RTX 4090", 8, 9, 128, 13000);
+  must(device_id_read(&read, text, &e), &e);
+  assert_memory_equal(&told, &read, sizeof told);
+  must(device_id_read(&read, "{\"x\":\"deviceName\",\"deviceName\" : \"A\",\n\"driverVer\":12080,\"deviceVer\":1210,\"multiProcessorCount\":\t7}", &e), &e);
+  device_id_set(&told, "A", 12, 1, 7, 12080);
+  assert_memory_equal(&told, &read, sizeof told);
+  must(device_id_with_driver(&other, text, 12090, &e), &e);
+  must(device_id_read(&read, other, &e), &e);
+  device_id_set(&told, "NVIDIA GeForce RTX 4090", 8, 9, 128, 12090);
+  assert_memory_equal(&told, &read, sizeof told);
+  free(other);
+  must(device_id_with_driver(&other, text, 0, &e), &e);
+  assert_string_equal(other, text);
+  free(other);
+  assert_int_equal(device_id_with_driver(&other, "{\"deviceName\": \"A\"}", 12090, &e), E_ARG);
+  assert_null(other);
+  refuses("{}", "deviceName");
+  refuses("", "deviceName");
+  refuses("{\"deviceName\": \"\"}", "deviceName");
+  refuses("{\"deviceName\": \"a\\\"b\", \"deviceVer\": 900, \"multiProcessorCount\": 1}", "deviceName");
+  refuses("{\"deviceName\": \"not closed", "deviceName");
+  refuses("{\"deviceName\": 7}", "deviceName");
+  refuses("{\"deviceName\": \"A\"}", "deviceVer");
+  refuses("{\"deviceName\": \"A\", \"deviceVer\": \"900\", \"multiProcessorCount\": 1}", "deviceVer");
+  refuses("{\"deviceName\": \"A\", \"deviceVer\": 900, \"multiProcessorCount\": 0}", "multiProcessorCount");
+  refuses("{\"deviceName\": \"A\", \"deviceVer\": 900, \"multiProcessorCount\": 99999999999}", "multiProcessorCount");
+  refuses("{\"deviceName\": \"A\", \"deviceVer\": 900, \"multiProcessorCount\": 9}", "driverVer");
+  snprintf(long_name, sizeof long_name, "{\"deviceName\": \"%064d\", \"deviceVer\": 900, \"multiProcessorCount\": 1}", 0);
+  refuses(long_name, "deviceName");
+}
+
+/* Keys are bytes: what lay in their memory before, and where operands lie, does not show; whether there is a bias does. */
+static void test_keys(void **state)
+{
+  struct gpu_conv c = {.y = &c, .x = &c, .w = &c, .bias = &c, .B = 3, .H = 8, .W = 4, .in = 16, .Ho = 8, .Wo = 4, .out = 32, .kh = 3, .kw = 3, .stride = 1,
+                       .pad_lo = 1, .pad_hi = 1, .act = DT_BF16, .y_type = DT_BF16};
+  struct gpu_attention a = {.o = &c, .q = &c, .k = &c, .v = &c, .B = 1, .T = 64, .keys = 77, .heads = 1, .K = 40, .scale = 0.5f, .act = DT_F16};
+  struct gpu_key one, two;
+  char name[160];
+
+  (void)state;
+  memset(&one, 0xaa, sizeof one);
+  memset(&two, 0x55, sizeof two);
+  gpu_key_of_conv(&one, &c);
+  c.x = c.bias = &a;
+  gpu_key_of_conv(&two, &c);
+  assert_memory_equal(&one, &two, sizeof one);
+  gpu_key_name(name, sizeof name, &one);
+  assert_string_equal(name, "convolution 16>32 3x3 of 4x8, bf16, 3 pictures");
+  c.bias = NULL;
+  gpu_key_of_conv(&two, &c);
+  assert_memory_not_equal(&one, &two, sizeof one);
+  c.B = 2;
+  gpu_key_of_conv(&one, &c);
+  gpu_key_class(&two, &two);
+  assert_memory_equal(&one, &two, sizeof one);
+  gpu_key_of_attention(&one, &a);
+  gpu_key_name(name, sizeof name, &one);
+  assert_string_equal(name, "attention of 1 head of 40, 64 queries, 77 keys, fp16, 1 picture");
+  a.scale = 0.25f; /* a number that the plan is handed, no part of it */
+  gpu_key_of_attention(&two, &a);
+  assert_memory_equal(&one, &two, sizeof one);
 }
 
 /* ---- low-rank factors ---- */
@@ -267,8 +359,9 @@ static void test_devices(void **state)
 
 int main(void)
 {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans), cmocka_unit_test(test_plan_files), cmocka_unit_test(test_flat),
-                                     cmocka_unit_test(test_devices), cmocka_unit_test(test_allocation_errors)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans), cmocka_unit_test(test_plan_files), cmocka_unit_test(test_device_id),
+                                     cmocka_unit_test(test_keys), cmocka_unit_test(test_flat), cmocka_unit_test(test_devices),
+                                     cmocka_unit_test(test_allocation_errors)};
 
   return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
 }
