@@ -31,7 +31,7 @@ TEST_HELP_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/$(1)/test_%,$(wil
 FUZZ_BIN := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 .DEFAULT_GOAL := all
-.PHONY: cuda gpu-ops gpu-programs gpu-check cudasim print-libs print-stub print-cuda all run test tests bench fuzz deps help clean style print-config FORCE
+.PHONY: cuda gpu-ops gpu-programs gpu-check cudasim print-libs print-cuda all run test tests bench fuzz deps help clean style print-config FORCE
 .SECONDARY:
 
 all: $(BUILD)/safelight ## build the server (after `make deps`)
@@ -127,8 +127,6 @@ cudasim: $(SIM_BIN) ## build the CUDA backend's tests that need no GPU (clang)
 
 print-libs:
 	@echo '$(LIBS)'
-print-stub:
-	@echo '$(CUDA_LIB)/stubs/libcuda.so'
 print-cuda:
 	@echo '$(CUDA)'
 
@@ -154,10 +152,11 @@ CUDNN    ?= $(CUDA)
 ARCHS    ?= 80 86 89 90a 100 120
 GPU      := build/cuda
 GPU_CU   := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.cu))
-GPU_C    := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.c) kernels/convert.c base/err.c)
+GPU_C    := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.c) kernels/convert.c kernels/dry.c kernels/backend.c base/err.c)
+GPU_STUB := $(wildcard $(CUDA_LIB)/stubs/libcuda.so)
 GPU_CC   := $(CC) -std=c11 -D_GNU_SOURCE -O2 -g $(WARN) -I. -isystem $(CUDA)/include -isystem $(CUDNN)/include $(if $(CARRY),-isystem $(CARRY)/include) -fPIC -fvisibility=hidden
 
-cuda: $(BUILD)/safelight-cuda.so $(GPU)/compile_graphs ## build the CUDA backend (needs nvcc, cuBLAS and cuDNN 9)
+cuda: $(BUILD)/safelight-cuda.so $(if $(GPU_STUB),$(BUILD)/safelight-no-driver.so) $(GPU)/compile_graphs ## build the CUDA backend (needs nvcc, cuBLAS and cuDNN 9)
 
 # Fails here, in one sentence, when the toolkit is not there.
 $(GPU)/.toolkit:
@@ -186,6 +185,11 @@ $(BUILD)/safelight-cuda.so: $(GPU_CU) $(GPU_C)
 	$(CC) -shared -o $@ $^ -Wl,--no-undefined -L$(CUDA_LIB) -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDA_LIB) -lcudart_static -lcublasLt -lcudnn \
 	  -lstdc++ -lm -lrt -ldl -lpthread
 
+# What the driver is for `safelight compile`; without the toolkit's stub of libcuda that command alone does not work, and says so.
+$(BUILD)/safelight-no-driver.so: kernels/cuda/stand_in $(GPU_STUB)
+	@mkdir -p $(@D)
+	CC='$(CC)' kernels/cuda/stand_in $(GPU_STUB) $@
+
 $(GPU)/compile_graphs: tests/gpu/compile_graphs.c $(GPU)/kernels/cuda/vendor_graph.c.o $(GPU)/base/err.c.o
 	$(GPU_CC) -o $@ $^ -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 -lcudnn
 
@@ -195,7 +199,7 @@ CARD_WRAP := $(foreach f,Malloc Free MallocHost FreeHost GraphInstantiate GraphL
 CARD_LINK  = -fopenmp $(CARRIED) -L$(CUDA_LIB) -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDA_LIB) -Wl,-rpath,$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 \
              -lcudart_static -lcublasLt -lcudnn -lcmocka -lstdc++ -lm -lrt -ldl -lpthread
 CARD_OPS  := $(patsubst %,$(CARD)/%.o,tests/cudasim/test_ops.c tests/gpu/card.c $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) \
-               $(wildcard kernels/ref*.c) kernels/backend.c)
+               $(wildcard kernels/ref*.c))
 CARD_REST := $(patsubst %,$(CARD)/%.o,tests/gpu/card.c tests/golden/make_adapter.c)
 
 gpu-ops: $(CARD)/test_ops ## build the op tests for the card of this machine (ARCHS=, CUDA=, CUDNN=)

@@ -220,5 +220,7 @@ MUST_CHECK int be_pass_end(struct be *be, int code, int *again, struct err *e);
 MUST_CHECK int be_find(const char *name, const struct be_ops **ops, struct err *e);
 /* be_cuda; or E_DEVICE with one sentence that says why not: no GPU, not built, which library is missing. */
 MUST_CHECK int be_find_cuda(const struct be_ops **ops, struct err *e);
+/* The same where a GPU is known to be there, with safelight-cuda.so of this folder; for be_find_cuda and tests. */
+MUST_CHECK int be_find_cuda_in(const char *folder, const struct be_ops **ops, struct err *e);
 
 #endif

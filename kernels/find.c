@@ -3,7 +3,8 @@
  * program that uses be_ref alone links without oneDNN.
  *
  * The CUDA backend is safelight-cuda.so in the folder of the program, loaded when the machine has an NVIDIA device and never unloaded: one
- * program runs on every machine, and one without a GPU neither needs nor loads any of CUDA's libraries.
+ * program runs on every machine, and one without a GPU neither needs nor loads any of CUDA's libraries. Its compiler (compile.h) is loaded from there
+ * on any machine, behind safelight-no-driver.so.
  *
  * Called by server/ and tests. Threads: any; no state.
  */
@@ -13,30 +14,93 @@
 #include <unistd.h>
 
 #include "kernels/backend.h"
+#include "kernels/compile.h"
+
+/* What lies beside the program: FOLDER/NAME. */
+MUST_CHECK static int beside(char *path, size_t size, const char *folder, const char *name, struct err *e)
+{
+  int n = snprintf(path, size, "%s/%s", folder, name);
+
+  return n > 0 && (size_t)n < size ? 0 : err_set(e, E_DEVICE, "the path of %s is longer than %zu bytes", name, size);
+}
+
+MUST_CHECK static int own_folder(char *path, size_t size, struct err *e)
+{
+  ssize_t n = readlink("/proc/self/exe", path, size - 1);
+  char *slash;
+
+  path[n > 0 ? n : 0] = '\0';
+  slash = strrchr(path, '/');
+  if (!slash)
+    return err_set(e, E_DEVICE, "the program's own folder is not known, so that safelight-cuda.so is not found");
+  *slash = '\0';
+  return 0;
+}
+
+/* A function of folder/safelight-cuda.so. who: how the sentences begin. */
+MUST_CHECK static int load(void **function, const char *folder, const char *name, const char *who, struct err *e)
+{
+  char path[4200];
+  void *so;
+  int r = beside(path, sizeof path, folder, "safelight-cuda.so", e);
+
+  *function = NULL;
+  if (r)
+    return r;
+  if (access(path, F_OK))
+    return err_set(e, E_DEVICE, "%s %.300s is missing: `make cuda` builds it", who, path);
+  so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!so)
+    return err_set(e, E_DEVICE, "%s a library is missing: %.300s", who, dlerror());
+  *function = dlsym(so, name);
+  return *function ? 0 : err_set(e, E_DEVICE, "safelight-cuda.so is damaged: %.300s", dlerror());
+}
+
+int be_find_cuda_in(const char *folder, const struct be_ops **ops, struct err *e)
+{
+  int (*find)(size_t table_bytes, const struct be_ops **ops, struct err *e);
+  void *function;
+  int r = load(&function, folder, "be_cuda_find", "there is a GPU but", e);
+
+  *ops = NULL;
+  if (r)
+    return r;
+  *(void **)&find = function;
+  return find(sizeof **ops, ops, e);
+}
 
 int be_find_cuda(const struct be_ops **ops, struct err *e)
 {
-  int (*find)(size_t table_bytes, const struct be_ops **ops, struct err *e);
-  char path[4096];
-  ssize_t n = readlink("/proc/self/exe", path, sizeof path - 32);
-  char *slash;
-  void *so;
+  char folder[4096];
+  int r;
 
   *ops = NULL;
   if (access("/dev/nvidiactl", F_OK) && access("/dev/dxg", F_OK))
     return err_set(e, E_DEVICE, "this machine has no NVIDIA GPU, or its driver is not loaded");
-  if (n <= 0)
-    return err_set(e, E_DEVICE, "the program's own folder is not known, so that safelight-cuda.so is not found");
-  path[n] = '\0';
-  slash = strrchr(path, '/');
-  snprintf(slash ? slash + 1 : path, 32, "safelight-cuda.so");
+  r = own_folder(folder, sizeof folder, e);
+  return r ? r : be_find_cuda_in(folder, ops, e);
+}
+
+/* The stand-in has the driver's SONAME: whoever looks for libcuda.so.1 in this process finds it, here or on a machine with a driver. */
+int compiler_find(const struct compiler_ops **ops, struct err *e)
+{
+  int (*find)(size_t table_bytes, const struct compiler_ops **ops, struct err *e);
+  char folder[4096], path[4200];
+  void *function;
+  int r;
+
+  *ops = NULL;
+  if ((r = own_folder(folder, sizeof folder, e)) || (r = beside(path, sizeof path, folder, "safelight-no-driver.so", e)))
+    return r;
   if (access(path, F_OK))
-    return err_set(e, E_DEVICE, "there is a GPU but no %.300s: `make cuda` builds it", path);
-  so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  if (!so)
-    return err_set(e, E_DEVICE, "there is a GPU but a library is missing: %.300s", dlerror());
-  *(void **)&find = dlsym(so, "be_cuda_find");
-  return find ? find(sizeof **ops, ops, e) : err_set(e, E_DEVICE, "safelight-cuda.so is damaged: %.300s", dlerror());
+    return err_set(e, E_DEVICE, "there is no %.300s: `make cuda` builds it where the CUDA toolkit has lib64/stubs/libcuda.so", path);
+  if (!dlopen(path, RTLD_NOW | RTLD_GLOBAL))
+    return err_set(e, E_DEVICE, "what stands in for the driver is damaged: %.300s", dlerror());
+  r = load(&function, folder, "be_cuda_compiler", "nothing can be compiled:", e);
+  if (r)
+    return r;
+  *(void **)&find = function;
+  return find(sizeof **ops, ops, e);
 }
 
 int be_find(const char *name, const struct be_ops **ops, struct err *e)

@@ -61,7 +61,7 @@ struct manifest_report {
 MUST_CHECK int manifest_probe(const struct manifest *m, const struct model *model, struct be *lane, struct generation *g,
                               struct manifest_report *report, struct err *e);
 
-enum { MANIFEST_PROBES_MAX = 8 };
+enum { MANIFEST_PROBES_MAX = 8, MANIFEST_CANARY_SIDE = 16 /* of the latents that `adapter sign` predicts */ };
 
 struct manifest_options {
   const char *note;           /* free text, or NULL */

@@ -14,7 +14,7 @@
 #include "models/manifest_parts.h"
 #include "models/predict.h"
 
-enum { CANARY_SIDE = 16, DEFAULT_PROMPTS = 3 };
+enum { DEFAULT_PROMPTS = 3 };
 
 /* From mostly noise to mostly picture: experts act at different times. Prompt i takes timestep i modulo the list. */
 static const int timesteps[] = {901, 501, 201};
@@ -65,13 +65,13 @@ MUST_CHECK static int make_canary(json_t **out, const struct model *model, struc
   json_t *list = json_array();
 
   *out = NULL;
-  r = list ? predictor_new(&p, model, be, CANARY_SIDE, CANARY_SIDE, e) : err_set(e, E_NOMEM, "out of memory for a canary");
+  r = list ? predictor_new(&p, model, be, MANIFEST_CANARY_SIDE, MANIFEST_CANARY_SIDE, e) : err_set(e, E_NOMEM, "out of memory for a canary");
   for (int i = 0; !r && i < n; i++)
     r = add_probe(list, p, model, g, i, o->prompts ? o->prompt[i] : own_prompts[i], e);
   predictor_free(p);
   if (!r) {
-    *out = json_pack("{s:i, s:i, s:i, s:{s:f, s:f}, s:o}", "channels", model_info(model)->latent_channels, "height", CANARY_SIDE, "width",
-                     CANARY_SIDE, "tolerance", "f32", MANIFEST_TOLERANCE_F32, "bf16", MANIFEST_TOLERANCE_BF16, "probes", list);
+    *out = json_pack("{s:i, s:i, s:i, s:{s:f, s:f}, s:o}", "channels", model_info(model)->latent_channels, "height", MANIFEST_CANARY_SIDE, "width",
+                     MANIFEST_CANARY_SIDE, "tolerance", "f32", MANIFEST_TOLERANCE_F32, "bf16", MANIFEST_TOLERANCE_BF16, "probes", list);
     return *out ? 0 : err_set(e, E_NOMEM, "out of memory for a canary");
   }
   json_decref(list);

@@ -230,7 +230,7 @@ out:
   return r;
 }
 
-int model_open_synthetic(struct model **out, struct be *be, const char *name, struct err *e)
+MUST_CHECK static int open_synthetic(struct model **out, struct be *be, const char *name, int has_encoder, struct err *e)
 {
   struct arch a;
   struct source *s = NULL;
@@ -241,6 +241,7 @@ int model_open_synthetic(struct model **out, struct be *be, const char *name, st
   if ((r = arch_find(&a, name, e)) || (r = model_new(&m, be, e)) || (r = digest_text(m->base->digest, "synthetic weights", name, e)))
     goto out;
   m->schedule = a.schedule;
+  m->info.has_encoder = has_encoder;
   for (int part = a.has_clip ? PART_TEXT : PART_UNET; part < PARTS; part++) {
     union part_config c;
 
@@ -264,6 +265,16 @@ int model_open_synthetic(struct model **out, struct be *be, const char *name, st
 out:
   model_close(m);
   return r;
+}
+
+int model_open_synthetic(struct model **out, struct be *be, const char *name, struct err *e)
+{
+  return open_synthetic(out, be, name, 0, e);
+}
+
+int model_open_architecture(struct model **out, struct be *be, const char *name, struct err *e)
+{
+  return open_synthetic(out, be, name, 1, e);
 }
 
 void model_close(struct model *m)

@@ -57,6 +57,8 @@ struct draw_params {
 MUST_CHECK int model_open(struct model **m, struct be *be, const char *dir, struct err *e);
 /* The architecture "emoji", "sd15", "sd21" or "sdxl" with weights drawn in memory, for benchmarks. "sdxl" has no text encoder. */
 MUST_CHECK int model_open_synthetic(struct model **m, struct be *be, const char *arch, struct err *e);
+/* The same with the VAE's encoder, as checkpoints have it. */
+MUST_CHECK int model_open_architecture(struct model **m, struct be *be, const char *arch, struct err *e);
 void model_close(struct model *m); /* takes NULL; every draw of it is closed before */
 const struct model_info *model_info(const struct model *m);
 /* The base generation (no adapters; only tools and an operator's evaluation profile draw with it) and what generation_build reads the

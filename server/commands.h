@@ -12,5 +12,6 @@ int admin_main(int argc, char **argv);    /* server/admin_command.c: what an ope
 int reload_main(int argc, char **argv);   /* server/admin_command.c: read the policy again */
 int adapter_main(int argc, char **argv);  /* server/adapter.c: inspect, merge, extract, verify, sign adapters */
 int bench_main(int argc, char **argv);    /* server/bench.c: how fast this machine is */
+int compile_main(int argc, char **argv);  /* server/compile.c: plans for a GPU, before it is there */
 
 #endif

@@ -27,6 +27,7 @@ static const struct {
     {"admin", "look at and change what a running server draws under", admin_main},
     {"adapter", "inspect, merge, extract, verify and sign adapters", adapter_main},
     {"bench", "measure this machine", bench_main},
+    {"compile", "compile plans for a GPU before it is there", compile_main},
     {"version", "print the version", version_main},
     {"help", "print this list", help_main},
 };

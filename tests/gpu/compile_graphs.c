@@ -9,7 +9,7 @@
  * recorded one fails, and so does an engine for Ampere on a Hopper card without a note in the last column: a library that quietly falls back
  * to an older kernel is what this is for. Status 0: all as recorded.
  *
- * Needs cuDNN and a libcuda.so.1 that loads (tests/gpu/fake_libcuda builds one). Called by tests/gpu/compile. Threads: one.
+ * Needs cuDNN and a libcuda.so.1 that loads (kernels/cuda/stand_in builds one). Called by tests/gpu/compile. Threads: one.
  */
 #include <stdio.h>
 #include <stdlib.h>
