@@ -4,6 +4,7 @@
  *
  * Threads: those of the backends.
  */
+#include <dlfcn.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -58,6 +61,85 @@ static void test_find_cuda(void **state)
   assert_null(ops);
   assert_non_null(strstr(e.msg, "GPU"));
   assert_ptr_equal(best, &be_cpu);
+}
+
+/* A folder with a safelight-cuda.so that the compiler makes of this text. */
+static void make_so(const char *folder, const char *text, const char *with)
+{
+  char command[1000];
+
+  assert_true(snprintf(command, sizeof command, "cd %s && echo '%s' | ${CC:-cc} -x c -shared -fPIC -o safelight-cuda.so - %s", folder, text, with) <
+              (int)sizeof command);
+  assert_int_equal(system(command), 0);
+}
+
+static void finds_not(const char *folder, const char *words, const char *more)
+{
+  const struct be_ops *ops = &be_ref;
+  struct err e = {0};
+
+  assert_int_equal(be_find_cuda_in(folder, &ops, &e), E_DEVICE);
+  assert_null(ops);
+  if (!strstr(e.msg, words) || !strstr(e.msg, more))
+    fail_msg("\"%s\" does not say \"%s\" and \"%s\"", e.msg, words, more);
+}
+
+/* With a GPU, and something missing: the sentence names what. Each in a folder of its own, since a library is loaded once. */
+static void test_find_cuda_in(void **state)
+{
+  char folder[] = "build/find-XXXXXX", sub[64], command[200];
+
+  (void)state;
+  assert_non_null(mkdtemp(folder));
+  finds_not(folder, "safelight-cuda.so is missing", "make cuda");
+  snprintf(command, sizeof command, "cd %s && mkdir a b c && echo 'int f(void) { return 0; }' | ${CC:-cc} -x c -shared -fPIC -o b/libvanished.so -", folder);
+  assert_int_equal(system(command), 0);
+  snprintf(sub, sizeof sub, "%s/a", folder);
+  make_so(sub, "int g(void) { return 1; }", "");
+  finds_not(sub, "is damaged", "be_cuda_find");
+  snprintf(sub, sizeof sub, "%s/b", folder);
+  make_so(sub, "int f(void); int be_cuda_find(void) { return f(); }", "-L. -lvanished && rm libvanished.so");
+  finds_not(sub, "there is a GPU but a library is missing", "libvanished.so");
+  snprintf(sub, sizeof sub, "%s/c", folder);
+  make_so(sub, "int be_cuda_find(void) { return 0; }", "&& echo damage >safelight-cuda.so");
+  finds_not(sub, "there is a GPU but a library is missing", "safelight-cuda.so");
+  snprintf(command, sizeof command, "rm -r %s", folder);
+  assert_int_equal(system(command), 0);
+}
+
+/* In a process of its own, whose driver is the stand-in: what the real shared object then says must have these words. */
+static int child_says(const char *words)
+{
+  const struct be_ops *ops = &be_ref;
+  struct err e = {0};
+  int status = 0;
+  pid_t pid = fork();
+
+  if (pid == 0) {
+    int ok = dlopen("build/release/safelight-no-driver.so", RTLD_NOW | RTLD_GLOBAL) && be_find_cuda_in("build/release", &ops, &e) == E_DEVICE && !ops &&
+             strstr(e.msg, words);
+
+    if (!ok)
+      fprintf(stderr, "%s\n", e.msg);
+    _exit(ok ? 0 : 1);
+  }
+  return pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+/* The real one, where it was built and there is no GPU: without a driver that is what is missing, and one that refuses has its words handed on. */
+static void test_find_cuda_driver(void **state)
+{
+  const struct be_ops *ops = &be_ref;
+  struct err e = {0};
+
+  (void)state;
+  if (!access("/dev/nvidiactl", F_OK) || !access("/dev/dxg", F_OK) || access("build/release/safelight-cuda.so", F_OK) ||
+      access("build/release/safelight-no-driver.so", F_OK))
+    skip();
+  assert_true(child_says("the CUDA driver offers no GPU: CUDA driver is a stub library"));
+  assert_int_equal(be_find_cuda_in("build/release", &ops, &e), E_DEVICE);
+  assert_null(ops);
+  assert_string_equal(e.msg, "there is a GPU but a library is missing: the driver's libcuda.so.1");
 }
 
 static void test_close(void **state)
@@ -335,7 +417,8 @@ static void test_ref_threads(void **state)
 int main(void)
 {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_find),     cmocka_unit_test(test_find_cuda), cmocka_unit_test(test_close),   cmocka_unit_test(test_open_failure),
+      cmocka_unit_test(test_find),     cmocka_unit_test(test_find_cuda), cmocka_unit_test(test_find_cuda_in), cmocka_unit_test(test_find_cuda_driver),
+      cmocka_unit_test(test_close),    cmocka_unit_test(test_open_failure),
       cmocka_unit_test(test_complete), cmocka_unit_test(test_memory),  cmocka_unit_test(test_transfer),
       cmocka_unit_test(test_half),     cmocka_unit_test(test_convert_integers), cmocka_unit_test(test_dry),
       cmocka_unit_test(test_ref_threads),
