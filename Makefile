@@ -153,10 +153,9 @@ ARCHS    ?= 80 86 89 90a 100 120
 GPU      := build/cuda
 GPU_CU   := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.cu))
 GPU_C    := $(patsubst %,$(GPU)/%.o,$(wildcard kernels/cuda/*.c) kernels/convert.c kernels/dry.c kernels/backend.c base/err.c)
-GPU_STUB := $(wildcard $(CUDA_LIB)/stubs/libcuda.so)
 GPU_CC   := $(CC) -std=c11 -D_GNU_SOURCE -O2 -g $(WARN) -I. -isystem $(CUDA)/include -isystem $(CUDNN)/include $(if $(CARRY),-isystem $(CARRY)/include) -fPIC -fvisibility=hidden
 
-cuda: $(BUILD)/safelight-cuda.so $(if $(GPU_STUB),$(BUILD)/safelight-no-driver.so) $(GPU)/compile_graphs ## build the CUDA backend (needs nvcc, cuBLAS and cuDNN 9)
+cuda: $(BUILD)/safelight-cuda.so $(BUILD)/safelight-no-driver.so $(GPU)/compile_graphs ## build the CUDA backend (needs nvcc, cuBLAS and cuDNN 9)
 
 # Fails here, in one sentence, when the toolkit is not there.
 $(GPU)/.toolkit:
@@ -185,10 +184,10 @@ $(BUILD)/safelight-cuda.so: $(GPU_CU) $(GPU_C)
 	$(CC) -shared -o $@ $^ -Wl,--no-undefined -L$(CUDA_LIB) -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDA_LIB) -lcudart_static -lcublasLt -lcudnn \
 	  -lstdc++ -lm -lrt -ldl -lpthread
 
-# What the driver is for `safelight compile`; without the toolkit's stub of libcuda that command alone does not work, and says so.
-$(BUILD)/safelight-no-driver.so: kernels/cuda/stand_in $(GPU_STUB)
+# What the driver is for `safelight compile`.
+$(BUILD)/safelight-no-driver.so: kernels/cuda/stand_in $(GPU)/.flags | $(GPU)/.toolkit
 	@mkdir -p $(@D)
-	CC='$(CC)' kernels/cuda/stand_in $(GPU_STUB) $@
+	CC='$(CC)' kernels/cuda/stand_in $(CUDA)/include/cuda.h $@
 
 $(GPU)/compile_graphs: tests/gpu/compile_graphs.c $(GPU)/kernels/cuda/vendor_graph.c.o $(GPU)/base/err.c.o
 	$(GPU_CC) -o $@ $^ -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 -lcudnn
