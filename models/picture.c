@@ -43,7 +43,7 @@ MUST_CHECK static int decode(const struct draw *d, struct run *run, struct tenso
     r = be->ops->to_rgb8(be, bytes, picture, run->e);
   if (!r)
     r = be->ops->download(be, rgb, DT_U8, bytes, run->e);
-  if (!r && d->first && d->first->mask)
+  if (!r && d->first && d->first->mask && !d->p.leaves_pixels)
     first_paste(d, rgb);
   return r;
 }

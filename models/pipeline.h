@@ -50,6 +50,7 @@ struct draw_params {
   const uint8_t *init_rgb;            /* width*height*3: the picture to start from */
   const uint8_t *mask;                /* width*height: 255 draw anew, 0 keep; NULL: all anew. Pixels at 0 come back as they were, those between
                                          are blended; the latent under a pixel is drawn anew from 128 on */
+  int leaves_pixels;                  /* with mask: it acts on latents alone; whoever set this puts kept pixels back himself */
   float strength;                     /* with init_rgb: above 0 to 1, the share of the steps that is done */
 };
 

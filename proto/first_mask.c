@@ -9,45 +9,57 @@
 
 /* ---- blur ---- */
 
-enum { BLUR_TAPS = 2 * 161 + 1 }; /* of sigma 64 */
+enum { BLUR_RADIUS = 160, BLUR_TAPS = 2 * BLUR_RADIUS + 1 }; /* of sigma 64 */
 
-/* Along a line of n pixels that lie step bytes apart. */
-static void blur_line(uint8_t *p, size_t step, int n, const float *tap, int radius, uint8_t *line)
+/* One direction's weights, and room for a line. */
+struct blur {
+  int radius;
+  float tap[BLUR_TAPS];
+  float *line, *sum;   /* (n + 2 * radius), (n): of the longest line */
+};
+
+static void blur_taps(struct blur *b, float sigma)
 {
-  for (int i = 0; i < n; i++)
-    line[i] = p[(size_t)i * step];
-  for (int i = 0; i < n; i++) {
-    float sum = 0;
-    for (int k = -radius; k <= radius; k++) {
-      int at = i + k < 0 ? 0 : i + k >= n ? n - 1 : i + k;
-      sum += tap[k + radius] * (float)line[at];
-    }
-    p[(size_t)i * step] = (uint8_t)(sum + 0.5f);
-  }
+  float sum = 0;
+
+  b->radius = (int)(2.5f * sigma + 0.5f);
+  for (int k = -b->radius; k <= b->radius; k++)
+    sum += b->tap[k + b->radius] = b->radius ? expf(-(float)(k * k) / (2 * sigma * sigma)) : 1;
+  for (int k = 0; k <= 2 * b->radius; k++)
+    b->tap[k] /= sum;
 }
 
-int first_mask_blur(uint8_t *mask, int w, int h, float sigma, struct err *e)
+/* Along a line of n pixels that lie step bytes apart. Weight by weight, so that a compiler can do several pixels at once; the order of the sum is the same. */
+static void blur_line(uint8_t *p, size_t step, int n, const struct blur *b)
 {
-  int radius = (int)(2.5f * sigma + 0.5f);
-  float tap[BLUR_TAPS], sum = 0;
-  uint8_t *line;
+  for (int i = -b->radius; i < n + b->radius; i++)
+    b->line[i + b->radius] = (float)p[(size_t)(i < 0 ? 0 : i >= n ? n - 1 : i) * step];
+  memset(b->sum, 0, (size_t)n * sizeof *b->sum);
+  for (int k = 0; k <= 2 * b->radius; k++)
+    for (int i = 0; i < n; i++)
+      b->sum[i] += b->tap[k] * b->line[i + k];
+  for (int i = 0; i < n; i++)
+    p[(size_t)i * step] = (uint8_t)(b->sum[i] + 0.5f);
+}
 
-  if (!(sigma > 0) || !radius)
-    return 0;
-  if (2 * radius + 1 > BLUR_TAPS)
+int first_mask_blur(uint8_t *mask, int w, int h, float across, float down, struct err *e)
+{
+  size_t longest = (size_t)(w > h ? w : h);
+  struct blur b;
+
+  if (!(across <= 64 && down <= 64))
     return err_set(e, E_ARG, "a mask cannot be blurred by more than 64 pixels");
-  line = malloc((size_t)(w > h ? w : h));
-  if (!line)
+  b.line = malloc((2 * longest + BLUR_TAPS) * sizeof *b.line);
+  if (!b.line)
     return err_set(e, E_NOMEM, "out of memory to blur the mask");
-  for (int k = -radius; k <= radius; k++)
-    sum += tap[k + radius] = expf(-(float)(k * k) / (2 * sigma * sigma));
-  for (int k = 0; k <= 2 * radius; k++)
-    tap[k] /= sum;
-  for (int y = 0; y < h; y++)
-    blur_line(mask + (size_t)y * (size_t)w, 1, w, tap, radius, line);
-  for (int x = 0; x < w; x++)
-    blur_line(mask + x, (size_t)w, h, tap, radius, line);
-  free(line);
+  b.sum = b.line + longest + BLUR_TAPS;
+  blur_taps(&b, across);
+  for (int y = 0; y < h && b.radius; y++)
+    blur_line(mask + (size_t)y * (size_t)w, 1, w, &b);
+  blur_taps(&b, down);
+  for (int x = 0; x < w && b.radius; x++)
+    blur_line(mask + x, (size_t)w, h, &b);
+  free(b.line);
   return 0;
 }
 

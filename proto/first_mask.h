@@ -10,8 +10,9 @@
 
 #include "base/err.h"
 
-/* Gaussian blur of a (h, w) mask in place: sigma pixels, as far as 2.5 of them, the outermost pixels going on beyond the edge. sigma 0: none. E_NOMEM. */
-MUST_CHECK int first_mask_blur(uint8_t *mask, int w, int h, float sigma, struct err *e);
+/* Gaussian blur of a (h, w) mask in place: across and down pixels of standard deviation, as far as 2.5 of them, the outermost pixels going on beyond the edge.
+ * 0: none. E_ARG above 64, E_NOMEM. */
+MUST_CHECK int first_mask_blur(uint8_t *mask, int w, int h, float across, float down, struct err *e);
 
 /* Fills what the (h, w) mask covers of rgb (h, w, 3), in proportion to how far it does, from the rest. A picture that is covered wholly stays as it is.
  * E_NOMEM. Method: push and pull through a pyramid of halves (Gortler et al. 1996, The Lumigraph, 3.4). */

@@ -86,9 +86,9 @@ static int add_parameters(struct buf *out, const struct recipe *r, enum image_de
 int image_encode_picture(struct image_encoder *enc, struct buf *out, const uint8_t *rgb, const struct recipe *r, enum image_detail detail,
                          struct err *e)
 {
+  int w = r->file_width ? r->file_width : r->width, h = r->file_height ? r->file_height : r->height, code = 0;
   struct image_text t = {NULL, NULL};
   struct buf parameters, xmp;
-  int code = 0;
 
   buf_init(&parameters, 8 * REQUEST_PROMPT_MAX);
   buf_init(&xmp, 64 << 10);
@@ -99,11 +99,11 @@ int image_encode_picture(struct image_encoder *enc, struct buf *out, const uint8
   t.parameters = parameters.p;
   t.xmp = xmp.p;
   if (!code && r->format == IMAGE_JPEG)
-    code = image_encode_jpeg(out, rgb, r->width, r->height, r->quality, &t, e);
+    code = image_encode_jpeg(out, rgb, w, h, r->quality, &t, e);
   else if (!code && r->format == IMAGE_WEBP)
-    code = image_encode_webp(out, rgb, r->width, r->height, r->quality, &t, e);
+    code = image_encode_webp(out, rgb, w, h, r->quality, &t, e);
   else if (!code)
-    code = image_encode_png(enc, out, rgb, r->width, r->height, &t, e);
+    code = image_encode_png(enc, out, rgb, w, h, &t, e);
   buf_close(&parameters);
   buf_close(&xmp);
   return code;

@@ -39,8 +39,9 @@ enum image_detail {
 const char *image_mime(enum image_format format);
 MUST_CHECK int image_format_of(const char *name, enum image_format *format, struct err *e);
 
-/* Appends the file of a recipe's picture, in the recipe's format and quality: rgb holds r->height rows of r->width * 3 bytes. E_ARG when the format cannot hold
- * a picture of that size. A JPEG file has room for 64 kB of text; where the prompts do not fit beside it, it has the rest without them. */
+/* Appends the file of a recipe's picture, in the recipe's format and quality: rgb holds r->height rows of r->width * 3 bytes (of file_height and file_width,
+ * where they are set). E_ARG when the format cannot hold a picture of that size. A JPEG file has room for 64 kB of text; where the prompts do not fit in,
+ * it has the rest without them. */
 MUST_CHECK int image_encode_picture(struct image_encoder *enc, struct buf *out, const uint8_t *rgb, const struct recipe *r,
                                     enum image_detail detail, struct err *e);
 

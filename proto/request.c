@@ -25,6 +25,7 @@ void request_init(struct request *r, const struct request_limits *lim)
   r->reply = REPLY_JSON;
   r->previews = 0;
   r->init = r->mask = NULL;
+  r->whole = (struct request_whole){0};
   r->strength = 1;
 }
 
@@ -32,5 +33,8 @@ void request_close(struct request *r)
 {
   free(r->init);
   free(r->mask);
+  free(r->whole.rgb);
+  free(r->whole.mask);
   r->init = r->mask = NULL;
+  r->whole = (struct request_whole){0};
 }

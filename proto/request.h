@@ -58,6 +58,14 @@ enum request_reply {
 
 enum { REQUEST_PREVIEWS_MAX = 3 };
 
+/* The picture that what was drawn is a part of, and goes back into. */
+struct request_whole {
+  int width, height;                          /* pixels */
+  int x, y, w, h;                             /* the part: of any size, since it is resized both ways */
+  uint8_t *rgb;                               /* width*height*3; NULL: what is drawn is all there is */
+  uint8_t *mask;                              /* w*h, 255: what was drawn shows, 0: the picture does */
+};
+
 struct request {
   char prompt[REQUEST_PROMPT_MAX + 1];
   size_t prompt_len;
@@ -78,10 +86,11 @@ struct request {
   int quality;                                /* 0: the format's default */
   enum request_reply reply;
   int previews;                               /* pictures on their way that a stream shows, 0..REQUEST_PREVIEWS_MAX */
-  /* image to image: NULL without a first picture. Both are malloc'ed, of width x height, and the request's: request_close frees them. */
+  /* image to image: NULL without a first picture. All are malloc'ed, of width x height, and the request's: request_close frees them. */
   uint8_t *init;                              /* width*height*3, RGB */
   uint8_t *mask;                              /* width*height, 255: draw anew, 0: keep; NULL: all of it is drawn anew */
   float strength;                             /* 0..1: which share of the steps is done on init; 1 without init */
+  struct request_whole whole;                 /* that init is a part of */
 };
 
 /* The request of a client who says nothing; width and height are 0 until somebody does. */
@@ -101,6 +110,7 @@ struct recipe {
   int requires_nothing;                       /* the profile asks for no safety, for evaluation: the picture says so */
   uint64_t seed;
   int karras, steps, width, height, clip_skip;
+  int file_width, file_height;                /* of the file, when what was drawn is a part of it; 0: width x height */
   float guidance;
   float strength;                             /* of a picture that starts from another one; 0: from noise alone */
   enum image_format format;                   /* of the file, and its quality: 1..100, 0 the format's default */

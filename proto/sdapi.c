@@ -12,6 +12,8 @@
 
 #include "proto/sdapi_fields.h"
 
+enum { BLUR_MAX = 64 };
+
 static int decode_prompt(const struct field_in *f, struct request *r, struct err *e)
 {
   return field_text(f, r->prompt, REQUEST_PROMPT_MAX, &r->prompt_len, e);
@@ -159,15 +161,42 @@ static int decode_mask(const struct field_in *f, struct request *r, struct err *
   return s && !*s ? 0 : first_take(((struct sdapi_more *)f->more)->first, FIRST_MASK, f, e);
 }
 
+/* Both ways, whatever mask_blur_x and mask_blur_y say. */
 static int decode_mask_blur(const struct field_in *f, struct request *r, struct err *e)
+{
+  struct sdapi_more *m = f->more;
+
+  (void)r;
+  m->has_blur = 1;
+  return field_number(f, 0, BLUR_MAX, &m->blur, e);
+}
+
+static int decode_side_blur(const struct field_in *f, float *blur, struct err *e)
 {
   double d;
 
-  (void)r;
-  if (field_number(f, 0, 64, &d, e))
+  if (field_number(f, 0, BLUR_MAX, &d, e))
     return E_ARG;
-  ((struct sdapi_more *)f->more)->first->blur = (float)d;
+  *blur = (float)d;
   return 0;
+}
+
+static int decode_mask_blur_x(const struct field_in *f, struct request *r, struct err *e)
+{
+  (void)r;
+  return decode_side_blur(f, &((struct sdapi_more *)f->more)->first->blur_x, e);
+}
+
+static int decode_mask_blur_y(const struct field_in *f, struct request *r, struct err *e)
+{
+  (void)r;
+  return decode_side_blur(f, &((struct sdapi_more *)f->more)->first->blur_y, e);
+}
+
+static int decode_padding(const struct field_in *f, struct request *r, struct err *e)
+{
+  (void)r;
+  return field_small(f, 0, FIRST_MAX_SIDE, &((struct sdapi_more *)f->more)->first->padding, e);
 }
 
 static int decode_fill(const struct field_in *f, struct request *r, struct err *e)
@@ -179,7 +208,7 @@ static int decode_fill(const struct field_in *f, struct request *r, struct err *
 static int decode_full_res(const struct field_in *f, struct request *r, struct err *e)
 {
   (void)r;
-  return field_flag(f, &((struct sdapi_more *)f->more)->is_full_res, e);
+  return field_flag(f, &((struct sdapi_more *)f->more)->first->is_only_masked, e);
 }
 
 /* An integer in A1111, a boolean for some clients. */
@@ -196,15 +225,15 @@ static int decode_mask_invert(const struct field_in *f, struct request *r, struc
 
 static int decode_resize_mode(const struct field_in *f, struct request *r, struct err *e)
 {
-  static const char *const missing[] = {"resize and fill", "latent upscale"};
+  static const enum first_fit fits[] = {FIRST_STRETCH, FIRST_CROP, FIRST_FILL};
   int mode;
 
   (void)r;
   if (field_small(f, 0, 3, &mode, e))
     return E_ARG;
-  if (mode > 1)
-    return err_field(e, E_ARG, f->name, "resize_mode %d (%s) is not supported: send 0 (just resize) or 1 (crop and resize)", mode, missing[mode - 2]);
-  ((struct sdapi_more *)f->more)->first->fit = mode ? FIRST_CROP : FIRST_STRETCH;
+  if (mode == 3)
+    return err_field(e, E_ARG, f->name, "resize_mode 3 (latent upscale) is not supported: send 0 (just resize), 1 (crop and resize) or 2 (resize and fill)");
+  ((struct sdapi_more *)f->more)->first->fit = fits[mode];
   return 0;
 }
 
@@ -234,8 +263,11 @@ static const struct field img2img_fields[] = {
     {"init_images", decode_init_images},
     {"mask", decode_mask},
     {"mask_blur", decode_mask_blur},
+    {"mask_blur_x", decode_mask_blur_x},
+    {"mask_blur_y", decode_mask_blur_y},
     {"inpainting_fill", decode_fill},
     {"inpaint_full_res", decode_full_res},
+    {"inpaint_full_res_padding", decode_padding},
     {"inpainting_mask_invert", decode_mask_invert},
     {"resize_mode", decode_resize_mode},
 };
@@ -271,20 +303,22 @@ static int check_eta(const struct sdapi_more *m, const struct request *r, struct
 
 static int check_mask(const struct sdapi_more *m, struct err *e)
 {
-  if (!m->first->file[FIRST_MASK].p)
+  if (!m->first->file[FIRST_MASK].p) {
+    m->first->is_only_masked = 0;
     return 0;
+  }
   if (m->fill > 1)
     return err_field(e, E_ARG, "inpainting_fill", "inpainting_fill %d is not supported: send 0 (fill) or 1 (original)", m->fill);
-  if (m->is_full_res)
-    return err_field(e, E_ARG, "inpaint_full_res", "inpaint_full_res true (only masked) is not supported: send false, and the whole picture is drawn");
   m->first->is_filled = !m->fill;
+  if (m->has_blur)
+    m->first->blur_x = m->first->blur_y = (float)m->blur;
   return 0;
 }
 
 /* What only the whole tells. */
 static int finish(struct request *r, struct sdapi_more *m, const struct request_limits *lim, struct err *e)
 {
-  int wants_own = m->x->is_img2img && !r->width && !r->height; /* the size of the first picture */
+  int wants_own;
 
   if (m->x->is_img2img && !m->first->file[FIRST_INIT].p)
     return err_field(e, E_ARG, "init_images", "init_images is required: a list of one picture in base64");
@@ -293,6 +327,9 @@ static int finish(struct request *r, struct sdapi_more *m, const struct request_
   r->n = m->x->batch_size * m->x->n_iter;
   if (!m->has_sampler && *m->sampler_index)
     memcpy(r->sampler, m->sampler_index, sizeof r->sampler);
+  if (check_mask(m, e))
+    return E_ARG;
+  wants_own = m->x->is_img2img && !r->width && !r->height && !m->first->is_only_masked; /* the size of the first picture */
   if (!wants_own) {
     r->width = r->width ? r->width : lim->default_size;
     r->height = r->height ? r->height : lim->default_size;
@@ -300,7 +337,7 @@ static int finish(struct request *r, struct sdapi_more *m, const struct request_
   if (m->x->is_img2img && !(m->x->denoising > 0))
     return err_field(e, E_ARG, "denoising_strength", "denoising_strength must be above 0: with nothing drawn anew there is nothing to do");
   r->strength = m->x->is_img2img ? m->x->denoising : 1;
-  if (check_eta(m, r, e) || check_mask(m, e))
+  if (check_eta(m, r, e))
     return E_ARG;
   return sdapi_take_tags(r, m->drops_tags, e);
 }
@@ -331,7 +368,8 @@ int sdapi_decode(struct request *r, struct sdapi_extra *x, struct first *first, 
   *x = (struct sdapi_extra){.is_img2img = is_img2img, .batch_size = 1, .n_iter = 1, .sends_images = 1, .denoising = 0.75f};
   first_init(first);
   first->mask = FIRST_MASK_LIGHT;
-  first->blur = 4;
+  first->blur_x = first->blur_y = 4;
+  first->is_only_masked = is_img2img;
   if (body_begin(&b, body, len, e))
     return e->code;
   ret = decode_object(r, &m, b.root, lim, e);

@@ -6,12 +6,13 @@
  *   sampler_name (else sampler_index) as models/sampler.h knows them, scheduler (automatic, uniform, normal, karras),
  *   clip_skip (SD.Next's) and override_settings: CLIP_stop_at_last_layers, sd_model_checkpoint (which must be the served one), samples_format
  *   (png, jpg, jpeg, webp), jpeg_quality; send_images; disable_extra_networks (tags are taken out and not applied);
- *   img2img: init_images (one), mask (white: draw anew), denoising_strength, mask_blur, inpainting_fill (0 fill, 1 original),
- *   inpainting_mask_invert, resize_mode (0 just resize, 1 crop and resize).
+ *   img2img: init_images (one), mask (white: draw anew), denoising_strength, mask_blur or mask_blur_x and mask_blur_y, inpainting_fill (0 fill,
+ *   1 original), inpainting_mask_invert, inpaint_full_res (true, with a mask: only what is masked is drawn, at width x height, and put back into the picture,
+ *   whose size the answer has) with inpaint_full_res_padding, resize_mode (0 just resize, 1 crop and resize, 2 resize and fill).
  * In prompt, <lora:NAME:WEIGHT> adds a style adapter: it is taken out of the prompt into request.lora, and the operator's policy says whether it may be
  * there. No other tag has a meaning; <hypernet:...> is refused. In the negative prompt tags are text, as in A1111.
- * Where A1111's default would need what this server does not have, absence means: inpaint_full_res false; sampler, steps, cfg_scale, width and height as the
- * served model is at its best, or the first picture's own size.
+ * Where A1111's default would need another model than the one that is served, absence means: sampler, steps, cfg_scale, width and height as the served model
+ * is at its best, or the first picture's own size.
  * Fields that change nothing (save_images, do_not_save_grid, comments ...) are accepted; fields that would change the picture and are not supported
  * (enable_hr, tiling, restore_faces, scripts ...) are accepted at the values that switch them off and refused, by name, at any other. So are unknown
  * fields. Fields that would have to do with safety are refused whatever they say.

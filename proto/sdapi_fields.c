@@ -42,8 +42,7 @@ static const struct {
     /* models of another kind */
     {"distilled_cfg_scale", IDLE_ANY, 0}, {"image_cfg_scale", IDLE_ANY, 0},
     /* img2img */
-    {"latent_mask", IDLE_NOTHING, 0}, {"mask_blur_x", IDLE_NUMBER, 4}, {"mask_blur_y", IDLE_NUMBER, 4}, {"mask_round", IDLE_TRUE, 0},
-    {"inpaint_full_res_padding", IDLE_ANY, 0},
+    {"latent_mask", IDLE_NOTHING, 0}, {"mask_round", IDLE_TRUE, 0},
 };
 
 static int is_nothing(const json_t *v)

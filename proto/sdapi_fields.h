@@ -14,9 +14,9 @@ struct sdapi_more {
   struct sdapi_extra *x;
   struct first *first;
   char sampler_index[REQUEST_SAMPLER_MAX];
-  int has_sampler, drops_tags, has_eta, is_full_res;
+  int has_sampler, drops_tags, has_eta, has_blur;
   int fill;                 /* inpainting_fill: 0 fill, 1 original, 2 latent noise, 3 latent nothing */
-  double eta;
+  double eta, blur;
 };
 
 /* Whether A1111, Forge or SD.Next have a field of that name that has no effect here. */

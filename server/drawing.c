@@ -67,6 +67,7 @@ static int prepare_pictures(struct job *j, const struct serving *s, struct err *
       .clip_skip = q->clip_skip,
       .init_rgb = q->init,
       .mask = q->mask,
+      .leaves_pixels = q->whole.rgb != NULL,
       .strength = q->strength,
   };
 

@@ -8,10 +8,13 @@
 #include <string.h>
 #include <time.h>
 
+#include "proto/first.h"
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/surface.h"
 #include "server/version.h"
+
+enum { IMAGE_DIGEST = 65 /* 32 bytes in hex */ };
 
 struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s)
 {
@@ -43,11 +46,35 @@ struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s
   };
 }
 
-static int encode_file(struct encoder *n, struct job *j, int i, struct err *e)
+/* What the audit log knows a picture's pixels by. */
+static void digest(char text[IMAGE_DIGEST], const uint8_t *rgb, int w, int h)
+{
+  unsigned char sum[32];
+
+  crypto_generichash(sum, sizeof sum, rgb, (size_t)w * (size_t)h * 3, NULL, 0);
+  sodium_bin2hex(text, IMAGE_DIGEST, sum, sizeof sum);
+}
+
+/* The file of picture i, and the digest of what it shows: of the whole, where what was drawn is a part of a picture. */
+static int encode_file(struct encoder *n, struct job *j, int i, char image[IMAGE_DIGEST], struct err *e)
 {
   struct recipe recipe = encoder_recipe(j, i, &n->worker->serving); /* published before the first job was admitted */
+  const struct request_whole *whole = &j->req.whole;
+  const uint8_t *rgb = j->pic[i].rgb;
+  uint8_t *put = NULL;
+  int r = 0;
 
-  return image_encode_picture(n->image, &j->file[i], j->pic[i].rgb, &recipe, n->detail, e);
+  if (whole->rgb) {
+    r = first_put_back(&put, &j->req, rgb, e);
+    rgb = put;
+    recipe.file_width = whole->width;
+    recipe.file_height = whole->height;
+  }
+  if (!r)
+    digest(image, rgb, whole->rgb ? whole->width : recipe.width, whole->rgb ? whole->height : recipe.height);
+  r = r ? r : image_encode_picture(n->image, &j->file[i], rgb, &recipe, n->detail, e);
+  free(put);
+  return r;
 }
 
 /* The files go where they are served from for a while. Nobody knows their names before the answer has left, which the audit record comes before. */
@@ -68,11 +95,9 @@ static int store_files(struct encoder *n, struct job *j, struct err *e)
 }
 
 /* The record of picture i, in the log before the picture is on its way. */
-static int record_picture(struct encoder *n, const struct job *j, int i, const uint8_t *rgb, const char *verdict, struct err *e)
+static int record_picture(struct encoder *n, const struct job *j, int i, const char *image, const char *verdict, struct err *e)
 {
   struct audit_style style[POLICY_STYLES_MAX];
-  unsigned char sum[32];
-  char image[65];
   struct audit_record r = {
       .kind = AUDIT_IMAGE,
       .tenant = safety_target_tenant(j->target),
@@ -90,8 +115,6 @@ static int record_picture(struct encoder *n, const struct job *j, int i, const u
       .image_digest = image,
   };
 
-  crypto_generichash(sum, sizeof sum, rgb, (size_t)j->req.width * (size_t)j->req.height * 3, NULL, 0);
-  sodium_bin2hex(image, sizeof image, sum, sizeof sum);
   return audit_add(n->audit, &r, e);
 }
 
@@ -108,12 +131,13 @@ static void count(const struct job *j)
 static void encode(struct encoder *n, struct job *j)
 {
   const char *verdict = j->stamp.requires_nothing ? "served without safety (evaluation profile)" : "served";
+  char image[REQUEST_N_MAX][IMAGE_DIGEST];
   struct err *e = &j->err;
   int64_t t = clock_ns(), audit;
   int r = 0;
 
   for (int i = 0; i < j->req.n && !r; i++)
-    r = encode_file(n, j, i, e);
+    r = encode_file(n, j, i, image[i], e);
   j->times.png = (double)(clock_ns() - t) / 1e6;
   if (!r && j->req.reply == REPLY_URL && j->surface->gives_urls)
     r = store_files(n, j, e);
@@ -122,7 +146,7 @@ static void encode(struct encoder *n, struct job *j)
     r = j->surface->encode(j, &n->worker->serving, e);
   audit = clock_ns();
   for (int i = 0; i < j->req.n && !r; i++)
-    r = record_picture(n, j, i, j->pic[i].rgb, verdict, e);
+    r = record_picture(n, j, i, image[i], verdict, e);
   if (!r) {
     metric_observe(METRIC_STAGE_SECONDS, STAGE_AUDIT, clock_ns() - audit);
     count(j);
@@ -155,10 +179,13 @@ static struct blob *preview_blob(struct encoder *n, struct job *j, struct err *e
 static void encode_preview(struct encoder *n, struct job *j)
 {
   struct err ignored = {0}; /* without a preview the picture goes on */
+  char image[IMAGE_DIGEST];
   struct blob *b = NULL;
 
-  if (!j->is_preview_recorded)
-    j->is_preview_recorded = !record_picture(n, j, j->preview_picture, j->preview_rgb, "preview", &ignored);
+  if (!j->is_preview_recorded) {
+    digest(image, j->preview_rgb, j->req.width, j->req.height);
+    j->is_preview_recorded = !record_picture(n, j, j->preview_picture, image, "preview", &ignored);
+  }
   if (j->is_preview_recorded)
     b = preview_blob(n, j, &ignored);
   metric_add(METRIC_PREVIEWS, 0, b != NULL);

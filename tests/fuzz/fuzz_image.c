@@ -1,12 +1,14 @@
 /*
  * fuzz_image.c - pictures from outside: whatever bytes come, image_read keeps to its limits or refuses with a sentence, and what it reads can be resized,
- * flattened and made a mask of.
+ * flattened and made a mask of; and as a picture with itself for a mask it is drawn in part and put back.
  *
- * links: proto/image_read*.c proto/image_exif.c proto/image_resize.c base/buf.c base/err.c
+ * links: proto/image_read*.c proto/image_exif.c proto/image_resize.c proto/first*.c proto/request.c proto/field.c proto/base64.c base/buf.c base/err.c
+ * links: base/json_load.c
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/first.h"
 #include "proto/image_read.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -15,6 +17,34 @@ static void must(int ok)
 {
   if (!ok)
     abort();
+}
+
+/* The rest of the picture is what it was; the part lies in it. */
+static void part(const uint8_t *file, size_t len, const struct image *im)
+{
+  static const struct request_limits req = {.default_size = 64, .size_multiple = 8, .max_size = 128, .default_sampler = "ddim", .model = "emoji"};
+  static struct request r;
+  struct first f = {.file = {{.p = file, .len = len, .field = "image"}, {.p = file, .len = len, .field = "mask"}}, .mask = FIRST_MASK_LIGHT,
+                    .is_only_masked = 1, .padding = (int)(len % 40), .blur_x = (float)(len % 3), .is_filled = (int)len & 1, .is_inverted = (int)len >> 1 & 1};
+  uint8_t drawn[40 * 16 * 3] = {0}, *out;
+  struct err e = {0};
+
+  request_init(&r, &req);
+  r.width = 40;
+  r.height = 16;
+  if (first_decode(&r, &f, &req, &e)) {
+    must(e.code == E_ARG && !r.init && !r.whole.rgb);
+    return;
+  }
+  must(r.whole.width == im->w && r.whole.height == im->h && r.whole.x >= 0 && r.whole.y >= 0 && r.whole.w >= 1 && r.whole.h >= 1);
+  must(r.whole.x + r.whole.w <= im->w && r.whole.y + r.whole.h <= im->h);
+  must(!first_put_back(&out, &r, drawn, &e));
+  for (int y = 0; y < im->h; y++)
+    for (int x = 0; x < im->w; x++)
+      must((x >= r.whole.x && x < r.whole.x + r.whole.w && y >= r.whole.y && y < r.whole.y + r.whole.h) ||
+           !memcmp(out + ((size_t)y * (size_t)im->w + (size_t)x) * 3, r.whole.rgb + ((size_t)y * (size_t)im->w + (size_t)x) * 3, 3));
+  free(out);
+  request_close(&r);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -38,6 +68,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     image_flatten_white(&small);
     must(small.channels == 3);
     free(mask);
+    part(copy, size, &im);
     image_free(&small);
     image_free(&im);
   }

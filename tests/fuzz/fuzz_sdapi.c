@@ -30,6 +30,8 @@ static void check(const struct request *r, const struct sdapi_extra *x, const st
        (x->is_img2img && !r->width && !r->height));
   must(r->steps >= 1 && r->steps <= 50 && r->n >= 1 && r->n <= 4 && r->n == x->batch_size * x->n_iter && r->guidance >= 0 && r->guidance <= 20);
   must(r->strength >= 0 && r->strength <= 1 && r->n_loras >= 0 && r->n_loras <= REQUEST_LORAS_MAX && !x->is_img2img == !f->file[FIRST_INIT].p);
+  must(f->blur_x >= 0 && f->blur_x <= 64 && f->blur_y >= 0 && f->blur_y <= 64 && f->padding >= 0 && f->padding <= FIRST_MAX_SIDE);
+  must(!f->is_only_masked || (f->file[FIRST_INIT].p && f->file[FIRST_MASK].p && r->width));
   for (int i = 0; i < r->n_loras; i++)
     must(*r->lora[i].name && strlen(r->lora[i].name) < REQUEST_LORA_NAME && r->lora[i].scale >= -100 && r->lora[i].scale <= 100);
 }

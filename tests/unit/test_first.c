@@ -1,6 +1,7 @@
 /*
  * test_first.c - from files to a request's first picture and mask: sizes, fits, masks of both kinds, blur and fill. Threads: none.
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -98,6 +99,22 @@ static void stripes(int x, int y, uint8_t px[4])
   px[3] = 255;
 }
 
+/* A colour for every place, and a mask that is a rectangle. */
+static void places(int x, int y, uint8_t px[4])
+{
+  memcpy(px, (uint8_t[]){(uint8_t)x, (uint8_t)y, (uint8_t)(x * 7 + y * 13), 255}, 4);
+}
+
+static struct {
+  int left, top, right, bottom;
+} box;
+
+static void box_white(int x, int y, uint8_t px[4])
+{
+  memset(px, x >= box.left && x < box.right && y >= box.top && y < box.bottom ? 255 : 0, 3);
+  px[3] = 255;
+}
+
 static int decode(struct first *f, int w, int h, struct err *e)
 {
   int ret;
@@ -157,6 +174,18 @@ static void test_fits(void **state)
   good(&f, 64, 64); /* the middle alone */
   for (int x = 0; x < 64; x++)
     assert_memory_equal(pixel(x, x), "\0\xff\0", 3);
+  request_close(&r);
+  f.fit = FIRST_FILL;
+  good(&f, 64, 64); /* all of it, a third as high, between what its edges go on as */
+  assert_memory_equal(pixel(2, 0), "\xff\0\0", 3);
+  assert_memory_equal(pixel(32, 32), "\0\xff\0", 3);
+  assert_memory_equal(pixel(61, 63), "\0\0\xff", 3);
+  request_close(&r);
+  good(&f, 64, 8); /* and at its sides */
+  assert_memory_equal(pixel(0, 3), "\xff\0\0", 3);
+  assert_memory_equal(pixel(19, 3), "\xff\0\0", 3);
+  assert_memory_equal(pixel(32, 3), "\0\xff\0", 3);
+  assert_memory_equal(pixel(63, 7), "\0\0\xff", 3);
   request_close(&r);
   first_close(&f);
 }
@@ -220,7 +249,7 @@ static void test_blur(void **state)
   (void)state;
   for (int i = 0; i < 40 * 40; i++)
     m[i] = i % 40 < 20 ? 255 : 0;
-  assert_int_equal(first_mask_blur(m, 40, 40, 4, &e), 0);
+  assert_int_equal(first_mask_blur(m, 40, 40, 4, 4, &e), 0);
   for (int x = 1; x < 40; x++) {
     assert_true(m[x] <= m[x - 1] && m[x + 39 * 40] == m[x]);
     assert_true(abs(m[x] + m[39 - x] - 255) <= 1);
@@ -228,9 +257,14 @@ static void test_blur(void **state)
   assert_true(m[9] == 255 && m[10] < 255 && m[29] > 0 && m[30] == 0); /* 2.5 sigma: 10 pixels each way */
   assert_true(abs(m[19] - 141) <= 1);                                 /* the normal distribution half a pixel from its middle, over 10 pixels */
   memset(m, 7, sizeof m);
-  assert_int_equal(first_mask_blur(m, 40, 40, 64, &e), 0);
+  assert_int_equal(first_mask_blur(m, 40, 40, 64, 64, &e), 0);
   assert_true(m[0] == 7 && m[1599] == 7);
-  assert_int_equal(first_mask_blur(m, 40, 40, 65, &e), E_ARG);
+  assert_int_equal(first_mask_blur(m, 40, 40, 65, 1, &e), E_ARG);
+  assert_int_equal(first_mask_blur(m, 40, 40, 1, NAN, &e), E_ARG);
+  for (int i = 0; i < 40 * 40; i++)
+    m[i] = i % 40 < 20 && i / 40 < 20 ? 255 : 0;
+  assert_int_equal(first_mask_blur(m, 40, 40, 0, 4, &e), 0); /* down alone: across it is as sharp as it was */
+  assert_true(m[19] == 255 && m[20] == 0 && m[9 * 40] == 255 && m[10 * 40] < 255 && m[29 * 40] > 0 && m[29 * 40 + 20] == 0);
 }
 
 static void test_fill(void **state)
@@ -268,7 +302,7 @@ static void test_fill(void **state)
 static void test_decode_fills(void **state)
 {
   struct first f = {.file = {png(32, 32, 4, left_clear, "init_images"), png(32, 32, 3, left_white, "mask")}, .mask = FIRST_MASK_LIGHT,
-                    .blur = 2, .is_filled = 1};
+                    .blur_x = 2, .blur_y = 2, .is_filled = 1};
 
   (void)state;
   good(&f, 32, 32);
@@ -278,10 +312,143 @@ static void test_decode_fills(void **state)
   first_close(&f);
 }
 
+/* ---- only what is masked ---- */
+
+static struct first only_masked(int w, int h, int padding)
+{
+  return (struct first){.file = {png(w, h, 3, places, "init_images"), png(w, h, 3, box_white, "mask")}, .mask = FIRST_MASK_LIGHT, .is_only_masked = 1,
+                        .padding = padding};
+}
+
+/* Which part is cut out: what A1111's get_crop_region and expand_crop_region say for these. */
+static void test_part(void **state)
+{
+  static const struct {
+    int w, h, box[4], padding, to_w, to_h, x, y, part_w, part_h;
+  } cases[] = {
+      {200, 100, {40, 30, 60, 70}, 0, 64, 64, 30, 30, 40, 40},     {200, 100, {40, 30, 60, 70}, 8, 64, 64, 22, 22, 56, 56},
+      {200, 100, {0, 0, 7, 3}, 5, 64, 64, 0, 0, 12, 12},           {200, 100, {190, 95, 200, 100}, 32, 64, 64, 158, 58, 42, 42},
+      {200, 100, {10, 50, 191, 51}, 0, 64, 64, 10, 0, 181, 100},   {200, 100, {10, 10, 190, 90}, 32, 64, 128, 0, 0, 200, 100},
+      {96, 160, {30, 100, 41, 111}, 3, 128, 64, 19, 97, 34, 17},   {100, 100, {0, 0, 100, 100}, 0, 64, 64, 0, 0, 100, 100},
+      {64, 48, {13, 7, 14, 8}, 0, 64, 32, 13, 7, 2, 1},            {64, 48, {13, 7, 14, 8}, FIRST_MAX_SIDE, 64, 48, 0, 0, 64, 48},
+  };
+
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    memcpy(&box, cases[i].box, sizeof box);
+    struct first f = only_masked(cases[i].w, cases[i].h, cases[i].padding);
+    good(&f, cases[i].to_w, cases[i].to_h);
+    assert_int_equal(r.whole.x, cases[i].x);
+    assert_int_equal(r.whole.y, cases[i].y);
+    assert_int_equal(r.whole.w, cases[i].part_w);
+    assert_int_equal(r.whole.h, cases[i].part_h);
+    assert_true(r.width == cases[i].to_w && r.height == cases[i].to_h && r.whole.width == cases[i].w && r.whole.height == cases[i].h);
+    request_close(&r);
+    first_close(&f);
+  }
+}
+
+/* What is drawn goes back where it came from, as far as the mask says, and nothing else changes. */
+static void test_put_back(void **state)
+{
+  struct err e = {0};
+  uint8_t *out, drawn[64 * 64 * 3];
+  struct first f;
+
+  (void)state;
+  memcpy(&box, (int[]){40, 30, 56, 46}, sizeof box);
+  f = only_masked(100, 80, 8);
+  good(&f, 64, 64); /* 32 x 32 from 32, 22 on: twice as large each way */
+  assert_true(r.whole.x == 32 && r.whole.y == 22 && r.whole.w == 32 && r.whole.h == 32);
+  assert_true(pixel(0, 0)[0] == 32 && pixel(0, 0)[1] == 22 && pixel(63, 63)[0] == 63 && pixel(63, 63)[1] == 53);
+  assert_true(r.mask[0] == 0 && r.mask[64 * 32 + 32] == 255 && r.mask[64 * 63 + 63] == 0);
+  memset(drawn, 99, sizeof drawn);
+  assert_int_equal(first_put_back(&out, &r, drawn, &e), 0);
+  for (int y = 0; y < 80; y++)
+    for (int x = 0; x < 100; x++) {
+      uint8_t want[4];
+      places(x, y, want);
+      if (x >= 40 && x < 56 && y >= 30 && y < 46)
+        memset(want, 99, 3);
+      assert_memory_equal(out + ((size_t)y * 100 + (size_t)x) * 3, want, 3);
+    }
+  free(out);
+  request_close(&r);
+
+  f.blur_x = 2; /* five pixels of edge each side, which shows both; the part is found after */
+  good(&f, 64, 64);
+  assert_true(r.whole.x == 27 && r.whole.y == 17 && r.whole.w == 42 && r.whole.h == 42);
+  assert_int_equal(first_put_back(&out, &r, drawn, &e), 0);
+  for (int x = 35; x < 61; x++) {
+    int at = out[((size_t)40 * 100 + (size_t)x) * 3], mask = r.whole.mask[(40 - 17) * 42 + (x - 27)];
+    assert_int_equal(at, (99 * mask + x * (255 - mask) + 127) / 255);
+    assert_true(mask > 0 && (x != 35 || mask < 20) && (x != 47 || mask > 250));
+  }
+  free(out);
+  request_close(&r);
+
+  f.blur_x = 0; /* a shape that the picture does not have: all of the part is drawn, and what is beyond it is cut off again */
+  memcpy(&box, (int[]){0, 0, 100, 80}, sizeof box);
+  free(f.file[FIRST_MASK].owned);
+  f.file[FIRST_MASK] = png(50, 40, 3, box_white, "mask"); /* and a mask of another size is stretched */
+  good(&f, 64, 64);
+  assert_true(r.whole.w == 100 && r.whole.h == 80);
+  assert_true(pixel(5, 0)[1] <= 1 && pixel(5, 5)[1] <= 1 && pixel(5, 63)[1] >= 78); /* 64 x 51 of it, from row 6 on */
+  for (size_t i = 0; i < 64 * 64; i++)
+    memset(drawn + i * 3, i / 64 < 6 || i / 64 >= 57 ? 0 : 99, 3);
+  assert_int_equal(first_put_back(&out, &r, drawn, &e), 0);
+  for (size_t i = 0; i < 100 * 80 * 3; i++)
+    assert_true(out[i] == 99);
+  free(out);
+  request_close(&r);
+  first_close(&f);
+}
+
+static void test_only_masked_fills(void **state)
+{
+  struct first f;
+
+  (void)state;
+  memcpy(&box, (int[]){8, 8, 24, 24}, sizeof box);
+  f = (struct first){.file = {png(32, 32, 3, box_white, "init_images"), png(32, 32, 3, box_white, "mask")}, .mask = FIRST_MASK_LIGHT, .is_only_masked = 1,
+                     .padding = 8, .is_filled = 1};
+  good(&f, 32, 32);
+  assert_memory_equal(pixel(16, 16), "\0\0\0", 3); /* was white */
+  request_close(&r);
+  first_close(&f);
+}
+
+static void test_only_masked_refuses(void **state)
+{
+  struct first f;
+  struct err e;
+
+  (void)state;
+  memset(&box, 0, sizeof box);
+  f = only_masked(32, 32, 4);
+  assert_int_equal(decode(&f, 32, 32, &e), E_ARG);
+  assert_string_equal(e.field, "mask");
+  assert_non_null(strstr(e.msg, "covers nothing"));
+  assert_true(!r.init && !r.mask && !r.whole.rgb && !r.whole.mask);
+  first_close(&f);
+  box.right = box.bottom = 8;
+  f = only_masked(2049, 2048, 4); /* it would be kept for as long as the request waits */
+  assert_int_equal(decode(&f, 32, 32, &e), E_ARG);
+  assert_string_equal(e.field, "init_images");
+  assert_non_null(strstr(e.msg, "2049x2048"));
+  f.is_only_masked = 0;
+  good(&f, 32, 32);
+  assert_null(r.whole.rgb);
+  request_close(&r);
+  first_close(&f);
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_sizes), cmocka_unit_test(test_fits), cmocka_unit_test(test_masks), cmocka_unit_test(test_broken),
-                                     cmocka_unit_test(test_blur), cmocka_unit_test(test_fill), cmocka_unit_test(test_decode_fills)};
+                                     cmocka_unit_test(test_blur), cmocka_unit_test(test_fill), cmocka_unit_test(test_decode_fills),
+                                     cmocka_unit_test(test_part), cmocka_unit_test(test_put_back), cmocka_unit_test(test_only_masked_fills),
+                                     cmocka_unit_test(test_only_masked_refuses)};
 
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

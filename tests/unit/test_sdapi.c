@@ -205,14 +205,26 @@ static void test_img2img(void **state)
   good_as(1, "{\"init_images\":[\"Zm9v\"],\"mask\":\"YmFy\",\"mask_blur\":2,\"inpainting_mask_invert\":1,\"resize_mode\":1,\"width\":64,"
              "\"inpainting_fill\":1,\"inpaint_full_res\":false,\"inpaint_full_res_padding\":32,\"initial_noise_multiplier\":1,\"image_cfg_scale\":1.5,"
              "\"include_init_images\":false}");
-  assert_true(first.blur == 2 && first.is_inverted && first.fit == FIRST_CROP && !first.is_filled && r.width == 64 && r.height == 128 && r.strength == 0.75f);
+  assert_true(first.blur_x == 2 && first.blur_y == 2 && first.is_inverted && first.fit == FIRST_CROP && !first.is_filled && !first.is_only_masked);
+  assert_true(r.width == 64 && r.height == 128 && r.strength == 0.75f);
   first_close(&first);
   good_as(1, "{\"init_images\":[\"Zm9v\"],\"mask\":\"YmFy\"}");
-  assert_true(first.blur == 4 && first.is_filled && !first.is_inverted);
+  assert_true(first.blur_x == 4 && first.blur_y == 4 && first.is_filled && !first.is_inverted);
+  assert_true(first.is_only_masked && first.padding == 0 && r.width == 128 && r.height == 128); /* A1111's default; the size is what the part is drawn at */
+  first_close(&first);
+  good_as(1, "{\"init_images\":[\"Zm9v\"],\"mask\":\"YmFy\",\"inpaint_full_res\":true,\"inpaint_full_res_padding\":32,\"mask_blur_x\":8,\"mask_blur_y\":0,"
+             "\"resize_mode\":2}");
+  assert_true(first.is_only_masked && first.padding == 32 && first.blur_x == 8 && first.blur_y == 0 && first.fit == FIRST_FILL);
+  first_close(&first);
+  good_as(1, "{\"init_images\":[\"Zm9v\"],\"mask\":\"YmFy\",\"mask_blur\":3,\"mask_blur_x\":8}"); /* who says it for both means both */
+  assert_true(first.blur_x == 3 && first.blur_y == 3);
   first_close(&first);
   good_as(1, "{\"init_images\":[\"Zm9v\"],\"inpaint_full_res\":true,\"inpainting_fill\":2,\"mask\":null}"); /* without a mask: nothing */
+  assert_true(!first.is_only_masked && r.width == 0);
   first_close(&first);
-  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"mask_blur_x\":8}", "mask_blur_x", "send 4");
+  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"mask_blur_x\":65}", "mask_blur_x", "64");
+  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"inpaint_full_res_padding\":-1}", "inpaint_full_res_padding", "between 0");
+  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"inpaint_full_res\":\"yes\"}", "inpaint_full_res", "true or false");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"mask_round\":false}", "mask_round", "send true");
   bad_as(1, "{}", "init_images", "required");
   bad_as(1, "{\"init_images\":[]}", "init_images", "a list of one");
@@ -220,9 +232,8 @@ static void test_img2img(void **state)
   bad_as(1, "{\"init_images\":\"Zm9v\"}", "init_images", "a list of one");
   bad_as(1, "{\"init_images\":[7]}", "init_images", "base64");
   bad_as(1, "{\"init_images\":[\"Zm9\"]}", "init_images", "base64");
-  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"mask\":\"Zm9v\",\"inpaint_full_res\":true}", "inpaint_full_res", "send false");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"mask\":\"Zm9v\",\"inpainting_fill\":2}", "inpainting_fill", "send 0");
-  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"resize_mode\":2}", "resize_mode", "resize and fill");
+  bad_as(1, "{\"init_images\":[\"Zm9v\"],\"resize_mode\":3}", "resize_mode", "latent upscale");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"denoising_strength\":1.5}", "denoising_strength", "between 0 and 1");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"denoising_strength\":0}", "denoising_strength", "above 0");
   bad_as(1, "{\"init_images\":[\"Zm9v\"],\"latent_mask\":\"Zm9v\"}", "latent_mask", "not supported");

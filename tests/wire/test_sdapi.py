@@ -1,6 +1,7 @@
 """/sdapi/v1 as A1111's clients use it: sdwebuiapi as it is, and the requests of Open WebUI and SillyTavern as they send them."""
 import base64
 import concurrent.futures
+import hashlib
 import io
 import json
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from adapters import Policy, lora
 from conftest import LONG, Daemon, until
+from test_audit import records
 from test_edits import file, picture, pixels
 
 SMALL = {"prompt": "a red apple", "width": 64, "height": 64, "steps": 2, "seed": 1}
@@ -92,6 +94,52 @@ def test_inpainting(daemon):
                                  steps=4, width=64, height=64)
     got, first = pixels(result.image), pixels(picture())
     assert (got[:, 32:] == first[:, 32:]).all() and (got[:, :32] != first[:, :32]).any()
+
+
+def square(w, h, box):
+    mask = Image.new("L", (w, h), 0)
+    mask.paste(255, box)
+    return mask
+
+
+def test_only_masked(daemon):
+    """sdwebuiapi's own default with a mask. Where the part is as large as what is drawn, it is what drawing that part by itself gives, and the rest of the
+    picture has not changed by a bit; the answer is as large as the picture."""
+    a, first = api(daemon), picture(200, 150)
+    args = {"prompt": "a red apple", "seed": 1, "steps": 4, "width": 64, "height": 64, "mask_blur": 0, "inpainting_fill": 1}
+    whole = a.img2img(images=[first], mask_image=square(200, 150, (70, 50, 102, 82)), inpaint_full_res=True, inpaint_full_res_padding=16, **args)
+    box = (54, 34, 118, 98)
+    part = a.img2img(images=[first.crop(box)], mask_image=square(64, 64, (16, 16, 48, 48)), inpaint_full_res=False, **args)
+    want = first.copy()
+    want.paste(part.image, box)
+    assert whole.image.size == (200, 150) and (pixels(whole.image) == pixels(want)).all() and (pixels(whole.image) != pixels(first)).any()
+    assert whole.info["width"] == 64 and "Size: 64x64, " in whole.image.info["parameters"]  # as A1111: of what was drawn
+    masks = {"mask_blur": 4, "inpainting_fill": 0}
+    defaults = a.img2img(images=[first], mask_image=square(200, 150, (70, 50, 102, 82)), prompt="a red apple", seed=1, steps=4, width=128, height=64, **masks)
+    got = pixels(defaults.image) != pixels(first)
+    assert defaults.image.size == (200, 150) and got[60:70, 80:90].any() and not got[:40].any() and not got[92:].any() and not got[:, :60].any()
+
+
+def base64_of(image):
+    return base64.b64encode(file(image)).decode()
+
+
+def test_only_masked_is_recorded_as_it_leaves(daemon):
+    """The audit log has the digest of the picture that the client got, not of the part that was drawn."""
+    fields = {**SMALL, "init_images": [base64_of(picture(96, 80))], "mask": base64_of(square(96, 80, (8, 8, 40, 40)))}
+    [image] = images(post(daemon, "img2img", fields, x_request_id="masked"))
+    [row] = [r for r in records(daemon, "image") if r["request_id"] == "masked"]
+    assert image.size == (96, 80) and row["image_digest"] == hashlib.blake2b(image.convert("RGB").tobytes(), digest_size=32).hexdigest()
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"init_images": [base64_of(Image.new("RGB", (2100, 2000)))]}, "2100x2000"), ({"mask": base64_of(Image.new("L", (64, 64)))}, "covers nothing"),
+    ({"mask": "bm8gcGljdHVyZQ=="}, "mask: the picture is neither"), ({"inpaint_full_res_padding": -1}, "inpaint_full_res_padding"),
+    ({"inpainting_fill": 3}, "inpainting_fill"), ({"resize_mode": 3}, "latent upscale"),
+])
+def test_only_masked_refusals(daemon, more, words):
+    answer = post(daemon, "img2img", {**SMALL, "init_images": [base64_of(picture())], "mask": base64_of(square(64, 64, (8, 8, 40, 40))), **more})
+    assert answer.status == 400 and words in answer.json["detail"], answer.body
 
 
 def test_send_images(daemon):
