@@ -1,7 +1,7 @@
 /*
  * first.h - the first picture of image-to-image and its mask, on their way from a body's bytes to struct request.
  *
- * Decoding a body is quick and done where it arrives; decoding a picture takes milliseconds and may be done on another thread. So the decoders of
+ * Decoding a body is quick and done where it arrives; decoding a picture takes milliseconds and is done on another thread. So the decoders of
  * surfaces leave the files here, and first_decode makes pixels of them.
  *
  * Called by the decoders in proto/ (fill), server/ (first_decode, first_close). Threads: plain data, owned by whoever holds it.

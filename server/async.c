@@ -223,19 +223,17 @@ static int build(struct async *a, const struct store_job *s, struct job *j, int 
 {
   struct drawing_who who = {.tenant = s->tenant, .seed = &s->seed};
   struct drawing_body body = {.p = s->body, .len = s->body_len, .type = s->type};
-  struct first first;
   int r;
 
   snprintf(j->id, sizeof j->id, "%s", s->id);
   snprintf(j->caller, sizeof j->caller, "%s", *s->tenant ? s->tenant : "backlog");
-  first_init(&first);
-  r = drawing_read(j, &native_drawing, &first, &body, worker_serving(a->worker), worker_safety(a->worker), &who, pending, e);
+  r = drawing_read(j, &native_drawing, &body, worker_serving(a->worker), worker_safety(a->worker), &who, pending, e);
   if (!r) {
     j->weight = (double)safety_target_limits(j->target)->weight;
     j->priority = safety_target_limits(j->target)->priority;
-    r = drawing_prepare(j, &first, worker_serving(a->worker), e);
+    r = drawing_prepare(j, worker_serving(a->worker), e);
   }
-  first_close(&first);
+  first_close(&j->first); /* it borrows from the store's body */
   return r ? r : async_adopt(a, j, e);
 }
 

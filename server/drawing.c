@@ -76,7 +76,7 @@ static int prepare_pictures(struct job *j, const struct serving *s, struct err *
     return err_set(e, E_NOMEM, "out of memory for %d pictures of %dx%d", q->n, q->width, q->height);
   for (int i = 0; i < q->n; i++) {
     j->pic[i].rgb = j->pixels + bytes * (size_t)i;
-    j->pic[i].seed = p.seed = q->seed + (uint64_t)i;
+    p.seed = j->pic[i].seed;
     if (draw_prepare(&j->pic[i].draw, s->model, &p, e))
       return e->code;
   }
@@ -87,14 +87,14 @@ static int prepare_pictures(struct job *j, const struct serving *s, struct err *
 }
 
 /* Decodes the body and finds under which safety its pictures are to be drawn. Who may not ask, or cannot be drawn for now, is told so first. */
-static int decode_body(struct job *j, const struct drawing *dr, struct first *first, const struct drawing_body *b, const struct serving *s,
-                       struct safety *safety, const struct drawing_who *who, int *pending, struct err *e)
+static int decode_body(struct job *j, const struct drawing *dr, const struct drawing_body *b, const struct serving *s, struct safety *safety,
+                       const struct drawing_who *who, int *pending, struct err *e)
 {
   struct safety_style style[REQUEST_LORAS_MAX];
   struct err why = {0};
   int n = 0;
 
-  if (!dr->decode(j, first, b, &s->limits, &why))
+  if (!dr->decode(j, &j->first, b, &s->limits, &why))
     for (; n < j->req.n_loras; n++) {
       memcpy(style[n].name, j->req.lora[n].name, sizeof style[n].name);
       style[n].weight = j->req.lora[n].scale;
@@ -128,21 +128,33 @@ static void set_styles(struct job *j)
     at += snprintf(j->styles + at, sizeof j->styles - (size_t)at, "%s%s:%g", i ? " " : "", j->req.lora[i].name, (double)j->req.lora[i].scale);
 }
 
-int drawing_read(struct job *j, const struct drawing *dr, struct first *first, const struct drawing_body *b, const struct serving *s,
-                 struct safety *safety, const struct drawing_who *who, int *pending, struct err *e)
+int drawing_read(struct job *j, const struct drawing *dr, const struct drawing_body *b, const struct serving *s, struct safety *safety,
+                 const struct drawing_who *who, int *pending, struct err *e)
 {
   j->surface = dr->surface;
-  if (decode_body(j, dr, first, b, s, safety, who, pending, e) || set_sampler(j, e))
+  if (decode_body(j, dr, b, s, safety, who, pending, e) || set_sampler(j, e))
     return e->code;
   set_styles(j);
   if (who->seed && !j->req.has_seed) {
     j->req.seed = *who->seed;
     j->req.has_seed = 1;
   }
-  return draw_seed(&j->req, e);
+  if (draw_seed(&j->req, e))
+    return e->code;
+  for (int i = 0; i < j->req.n; i++)
+    j->pic[i].seed = j->req.seed + (uint64_t)i;
+  return 0;
 }
 
-int drawing_prepare(struct job *j, const struct first *first, const struct serving *s, struct err *e)
+int drawing_has_first(const struct job *j)
 {
-  return first_decode(&j->req, first, &s->limits, e) ? e->code : prepare_pictures(j, s, e);
+  return j->first.file[FIRST_INIT].p != NULL;
+}
+
+int drawing_prepare(struct job *j, const struct serving *s, struct err *e)
+{
+  int r = first_decode(&j->req, &j->first, &s->limits, e);
+
+  first_close(&j->first);
+  return r ? r : prepare_pictures(j, s, e);
 }

@@ -1,7 +1,7 @@
 /*
  * drawing.h - what a body asks for becomes a job: decoded, authorised, resolved to a safety, tokenised.
  *
- * Called by images.c (a request), async.c (a durable job after a restart). Threads: the thread that owns the job.
+ * Called by images.c (a request), reader.c (one with a first picture), async.c (a durable job after a restart). Threads: the thread that owns the job.
  */
 #ifndef SAFELIGHT_SERVER_DRAWING_H
 #define SAFELIGHT_SERVER_DRAWING_H
@@ -32,15 +32,18 @@ struct drawing_who {
   const uint64_t *seed; /* that was drawn for it the first time; NULL: there was none */
 };
 
-/* j is RESERVED and has its id; first is initialised, and borrows from the body until it is closed. Who may not ask, or cannot be drawn for now,
- * is told so first. *pending: a generation is to be composed before it can be drawn. After failure the job is the caller's to release; its target, if there
- * is one, says who asked. Costs no memory to speak of: whoever has limits asks them between the two. */
-MUST_CHECK int drawing_read(struct job *j, const struct drawing *dr, struct first *first, const struct drawing_body *b, const struct serving *s,
-                            struct safety *safety, const struct drawing_who *who, int *pending, struct err *e);
+/* j is RESERVED and has its id; j->first may borrow from the body afterwards. Who may not ask, or cannot be drawn for now, is told so first. *pending: a
+ * generation is to be composed before it can be drawn. After failure the job is the caller's to release; its target, if there is one, says who asked. Costs no
+ * memory to speak of: whoever has limits asks them between the two. */
+MUST_CHECK int drawing_read(struct job *j, const struct drawing *dr, const struct drawing_body *b, const struct serving *s, struct safety *safety,
+                            const struct drawing_who *who, int *pending, struct err *e);
 /* Counts a refusal or failure and notes it in the audit log: what was asked for, and who asked; overload, a full disk and shutdown are nobody's doing. t: as
  * far as it is known, NULL: then the tenant's name. Any thread. */
 void drawing_refused(struct audit *a, const struct safety_target *t, const char *tenant, const char *id, const struct err *why);
-/* Pixels of the first picture, memory and tokens for each picture to be drawn. */
-MUST_CHECK int drawing_prepare(struct job *j, const struct first *first, const struct serving *s, struct err *e);
+/* Pixels of the first picture, whose files are closed then, memory and tokens for each picture to be drawn. With a first picture it takes long: on the HTTP
+ * thread only without one. */
+MUST_CHECK int drawing_prepare(struct job *j, const struct serving *s, struct err *e);
+/* Whether there is one. */
+int drawing_has_first(const struct job *j);
 
 #endif

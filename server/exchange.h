@@ -79,6 +79,8 @@ struct exchange {
   _Atomic int is_poked;          /* the watcher says: the client is gone, or time for a sign of life */
   enum MHD_Result (*then)(struct exchange *x); /* what comes when it was woken; NULL: nothing was waited for */
   struct job *job;               /* its own */
+  int pending;                   /* a generation is to be composed before it can be drawn */
+  enum MHD_Result (*built)(struct exchange *x); /* what comes when its first picture was read */
   struct asked *asked;           /* of the store; native.c */
   struct stream stream;
   int status;
@@ -110,8 +112,9 @@ enum MHD_Result answer_images(struct exchange *x);      /* a route with a drawin
 enum MHD_Result answer_images_done(struct exchange *x); /* its job is DONE and no stream */
 /* Why nothing can be drawn now, E_NOTREADY; else what is served, and under which safety. */
 MUST_CHECK int images_serving(struct http *h, const struct serving **s, struct safety **safety, struct err *e);
-/* Body to job: RESERVED and complete. x->job is the exchange's, also after failure. *pending: a generation is to be composed first. */
-MUST_CHECK int images_build(struct exchange *x, int *pending, struct err *e);
+/* Body to job, x->job: RESERVED and complete when built goes on with it, at once or when its first picture was read. A refusal is answered here. */
+enum MHD_Result images_build(struct exchange *x, enum MHD_Result (*built)(struct exchange *x));
+enum MHD_Result images_refuse(struct exchange *x); /* x->err is the answer; what there is of the job goes */
 void images_refused(struct exchange *x); /* x->err and its job, for the audit log */
 void images_wake(void *arg);             /* struct job.wake of an exchange's own job */
 void images_finish(struct exchange *x);  /* the log learns what the job did; the job is free again */

@@ -1,8 +1,8 @@
 /*
- * images.c - a request for pictures, from its body to its answer: decode, resolve the safety, submit the job, wait, send.
+ * images.c - a request for pictures, from its body to its answer: decode, resolve the safety, let the reader read a first picture, submit the job, wait, send.
  *
  * All surfaces that draw come through here; they differ in their struct drawing and struct surface. Called by http.c. Threads: the HTTP thread, but for
- * images_wake.
+ * images_wake and wake_read.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -171,15 +171,14 @@ static void set_base(const struct exchange *x, struct job *j)
     snprintf(j->base, sizeof j->base, "%s", x->h->url);
 }
 
-int images_build(struct exchange *x, int *pending, struct err *e)
+/* Body to job, but for what takes long. */
+static int read_body(struct exchange *x, struct err *e)
 {
   struct drawing_body body = {.p = x->body.p ? x->body.p : "", .len = x->body.len, .type = exchange_header(x, MHD_HTTP_HEADER_CONTENT_TYPE)};
   struct drawing_who who = {.token = exchange_token(x)};
   const struct serving *s;
   struct safety *safety;
-  struct first first;
   struct job *j;
-  int r;
 
   if (images_serving(x->h, &s, &safety, e) || job_reserve(x->h->jobs, &x->job, e))
     return e->code;
@@ -187,13 +186,62 @@ int images_build(struct exchange *x, int *pending, struct err *e)
   memcpy(j->id, x->id, sizeof j->id);
   set_base(x, j);
   j->wants_file = x->file_type && x->route->answer == answer_images;
-  first_init(&first);
-  r = drawing_read(j, x->route->drawing, &first, &body, s, safety, &who, pending, e);
-  r = r ? r : set_file(x, j, e);
-  r = r ? r : set_caller(x, j, e);
-  r = r ? r : drawing_prepare(j, &first, s, e);
-  first_close(&first);
-  return r;
+  if (drawing_read(j, x->route->drawing, &body, s, safety, &who, &x->pending, e) || set_file(x, j, e) || set_caller(x, j, e))
+    return e->code;
+  return drawing_has_first(j) ? 0 : drawing_prepare(j, s, e);
+}
+
+/* The table's lock is held: the job is the exchange's again. */
+static void wake_read(void *arg)
+{
+  exchange_wake(arg);
+}
+
+/* The first picture is there, or is no picture, or somebody has stopped the job meanwhile. */
+static enum MHD_Result was_read(struct exchange *x)
+{
+  struct job *j = x->job;
+  int stop = atomic_load(&j->stop);
+
+  watch_phase(&x->h->watch, x->watch_at, WATCH_READING, from_now(x->h->cfg->client_s));
+  x->body = j->upload;
+  buf_init(&j->upload, 0);
+  if (!j->err.code && stop)
+    job_stop_reason(&j->err, stop);
+  return j->err.code ? answer_images_done(x) : x->built(x);
+}
+
+static enum MHD_Result read_later(struct exchange *x, enum MHD_Result (*built)(struct exchange *x))
+{
+  struct job *j = x->job;
+  uint64_t serial = j->serial;
+
+  j->upload = x->body;
+  buf_init(&x->body, 0);
+  j->read = wake_read;
+  j->wake_arg = x;
+  x->built = built;
+  x->then = was_read;
+  exchange_sleep(x); /* before the reader can wake it */
+  job_read(x->h->jobs, j);
+  watch_job(&x->h->watch, x->watch_at, j, serial, from_now(x->h->cfg->deadline_s));
+  return MHD_YES;
+}
+
+enum MHD_Result images_build(struct exchange *x, enum MHD_Result (*built)(struct exchange *x))
+{
+  if (read_body(x, &x->err))
+    return images_refuse(x);
+  return drawing_has_first(x->job) ? read_later(x, built) : built(x);
+}
+
+enum MHD_Result images_refuse(struct exchange *x)
+{
+  images_refused(x);
+  if (x->job)
+    job_release(x->h->jobs, x->job);
+  x->job = NULL;
+  return send_error(x);
 }
 
 void images_refused(struct exchange *x)
@@ -229,20 +277,13 @@ static int produce_images(struct exchange *x, struct buf *out)
   return 0;
 }
 
-enum MHD_Result answer_images(struct exchange *x)
+/* The job is complete: it goes its way, and the connection waits for it. */
+static enum MHD_Result submit(struct exchange *x)
 {
   struct http *h = x->h;
   struct job *j;
   uint64_t serial;
-  int pending = 0;
 
-  if (images_build(x, &pending, &x->err)) {
-    images_refused(x);
-    if (x->job)
-      job_release(h->jobs, x->job);
-    x->job = NULL;
-    return send_error(x);
-  }
   buf_close(&x->body);
   j = x->job;
   serial = j->serial;
@@ -261,11 +302,16 @@ enum MHD_Result answer_images(struct exchange *x)
     exchange_sleep(x);
   }
   x->stream.listener.wake = stream_wake;
-  worker_accept(h->worker, j, pending);
+  worker_accept(h->worker, j, x->pending);
   watch_job(&h->watch, x->watch_at, j, serial, from_now(h->cfg->deadline_s)); /* who is seen to leave earlier would not be heard: the job was not submitted */
   if (j->req.reply == REPLY_STREAM)
     (void)!job_listen(h->jobs, j, serial, &x->stream.listener);
   return MHD_YES;
+}
+
+enum MHD_Result answer_images(struct exchange *x)
+{
+  return images_build(x, submit);
 }
 
 static void add_recipe_headers(struct MHD_Response *r, const struct job *j, const struct serving *s)

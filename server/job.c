@@ -1,5 +1,5 @@
 /*
- * job.c - see job.h: the table, the queues between threads, and nothing that knows HTTP or the engine beyond closing a draw.
+ * job.c - see job.h: the table, the queues between threads, and nothing that knows HTTP or the engine beyond closing a draw. job_look.c is for onlookers.
  */
 #include "server/job.h"
 
@@ -38,6 +38,7 @@ int jobs_open(struct jobs *js, int max_waiting, int running, struct err *e)
   pthread_cond_init(&js->has_work, NULL);
   pthread_cond_init(&js->has_stage, NULL);
   pthread_cond_init(&js->has_parcel, NULL);
+  pthread_cond_init(&js->has_reading, NULL);
   js->job = calloc((size_t)js->n, sizeof *js->job);
   js->shares.share = calloc((size_t)js->n, sizeof *js->shares.share);
   js->shares.n = js->n;
@@ -46,6 +47,7 @@ int jobs_open(struct jobs *js, int max_waiting, int running, struct err *e)
     return err_set(e, E_NOMEM, "out of memory for a queue of %d jobs", max_waiting);
   }
   metric_set(METRIC_QUEUE_CAPACITY, 0, max_waiting);
+  js->reading_end = &js->reading;
   js->queue_end = &js->queue;
   js->back_end = &js->back;
   js->stage_end = &js->stage;
@@ -68,6 +70,7 @@ void jobs_close(struct jobs *js)
   pthread_cond_destroy(&js->has_work);
   pthread_cond_destroy(&js->has_stage);
   pthread_cond_destroy(&js->has_parcel);
+  pthread_cond_destroy(&js->has_reading);
   lock_fini(&js->lock);
   *js = (struct jobs){0};
 }
@@ -108,6 +111,9 @@ static void job_clear(struct job *j)
   j->work = 0;
   j->pixels = j->preview_rgb = NULL;
   j->req.init = j->req.mask = NULL;
+  j->req.whole = (struct request_whole){0};
+  first_init(&j->first);
+  buf_init(&j->upload, BODY_MAX);
   j->target = NULL;
   j->generation = NULL;
   j->stamp = (struct safety_stamp){0};
@@ -120,7 +126,7 @@ static void job_clear(struct job *j)
   atomic_store(&j->wants_preview, 0);
   atomic_store(&j->is_previewing, 0);
   j->listeners = NULL;
-  j->taken = NULL;
+  j->read = j->taken = NULL;
   j->times = (struct stage_times){0};
   j->err = (struct err){0};
   j->parcel = (struct parcel){.job = j};
@@ -173,6 +179,18 @@ static void enter(struct jobs *js, struct job *j)
   j->due_ns = j->submitted_ns + (int64_t)(STRETCH * js->ns_per_work * j->work * j->steps * j->req.n);
 }
 
+void job_read(struct jobs *js, struct job *j)
+{
+  lock_take(&js->lock);
+  assert(j->state == JOB_RESERVED && j->read);
+  j->state = JOB_READING;
+  j->next = NULL;
+  *js->reading_end = j;
+  js->reading_end = &j->next;
+  pthread_cond_signal(&js->has_reading);
+  lock_drop(&js->lock);
+}
+
 void job_submit(struct jobs *js, struct job *j)
 {
   lock_take(&js->lock);
@@ -215,6 +233,8 @@ static void free_contents(struct job *j)
   free(j->pixels);
   free(j->preview_rgb);
   request_close(&j->req);
+  first_close(&j->first);
+  buf_close(&j->upload);
   buf_close(&j->body);
   j->pixels = j->preview_rgb = NULL;
   generation_unref(j->generation); /* of a job that ended before it was drawn; retiring is not freeing, so any thread may */
@@ -251,6 +271,41 @@ void job_release(struct jobs *js, struct job *j)
   lock_drop(&js->lock);
   for (int i = 0; i < JOB_PREVIEWS; i++)
     blob_unref(gone[i]);
+}
+
+/* ---- reader thread ---- */
+
+struct job *reading_next(struct jobs *js)
+{
+  struct job *j;
+
+  lock_take(&js->lock);
+  while (!js->reading && !js->is_over)
+    lock_wait(&js->lock, &js->has_reading);
+  j = js->reading;
+  if (j) {
+    js->reading = j->next;
+    if (!js->reading)
+      js->reading_end = &js->reading;
+    j->next = NULL;
+  }
+  lock_drop(&js->lock);
+  return j;
+}
+
+void job_was_read(struct jobs *js, struct job *j)
+{
+  int is_left;
+
+  lock_take(&js->lock);
+  assert(j->state == JOB_READING);
+  j->state = JOB_RESERVED;
+  is_left = !j->read;
+  if (!is_left)
+    j->read(j->wake_arg);
+  lock_drop(&js->lock);
+  if (is_left)
+    job_release(js, j);
 }
 
 /* ---- device thread ---- */
@@ -522,7 +577,7 @@ static struct waker stop_locked(struct jobs *js, struct job *j, int code)
   int unset = 0;
 
   HELD(&js->lock);
-  if ((j->state == JOB_RUNNING || j->state == JOB_PREPARING) && atomic_compare_exchange_strong(&j->stop, &unset, code))
+  if ((j->state == JOB_RUNNING || j->state == JOB_PREPARING || j->state == JOB_READING) && atomic_compare_exchange_strong(&j->stop, &unset, code))
     count_stop(code); /* the first reason stays */
   if (j->state != JOB_QUEUED)
     return (struct waker){0};
@@ -560,6 +615,7 @@ int job_disown(struct jobs *js, struct job *j)
   lock_take(&js->lock);
   is_alive = j->state > JOB_RESERVED && j->state < JOB_DONE;
   if (is_alive) {
+    j->read = NULL;
     j->wake = release_itself;
     j->wake_arg = j;
     w = stop_locked(js, j, E_CANCEL);
@@ -567,12 +623,6 @@ int job_disown(struct jobs *js, struct job *j)
   lock_drop(&js->lock);
   call(w);
   return is_alive;
-}
-
-/* Between the owner's hands: what others may look at. */
-static int is_visible(const struct job *j)
-{
-  return j->state > JOB_RESERVED;
 }
 
 int jobs_stop_caller(struct jobs *js, const char *caller, const struct surface *surface, int code)
@@ -584,7 +634,7 @@ int jobs_stop_caller(struct jobs *js, const char *caller, const struct surface *
     struct waker w = {0};
 
     lock_take(&js->lock);
-    if (is_visible(j) && j->state < JOB_DRAWN && j->surface == surface && !strcmp(j->caller, caller)) {
+    if (j->state > JOB_RESERVED && j->state < JOB_DRAWN && j->surface == surface && !strcmp(j->caller, caller)) {
       w = stop_locked(js, j, code);
       stopped++;
     }
@@ -605,134 +655,6 @@ void jobs_stop_all(struct jobs *js, int code)
   }
 }
 
-/* ---- looking ---- */
-
-static double work_left(const struct job *j)
-{
-  return j->work * (j->steps * j->req.n - atomic_load(&j->steps_done));
-}
-
-/* Whether the waiting job a starts before b, as far as one can tell. */
-static int is_ahead(const struct job *a, const struct job *b)
-{
-  return a->due_ns < b->due_ns || (a->due_ns == b->due_ns && a->serial < b->serial);
-}
-
-/* Place and time until the job is done; the caller holds the lock. */
-static void look_ahead(struct jobs *js, const struct job *j, struct job_view *v)
-{
-  double work = work_left(j);
-
-  for (int i = 0; i < js->n; i++) {
-    const struct job *o = &js->job[i];
-    if (o == j)
-      continue;
-    if (o->state == JOB_RUNNING || (o->state == JOB_QUEUED && is_ahead(o, j)))
-      work += work_left(o);
-    v->position += o->state == JOB_QUEUED && is_ahead(o, j);
-  }
-  if (j->state == JOB_QUEUED)
-    v->position++;
-  else
-    v->position = 0;
-  v->wait_s = work * js->ns_per_work / 1e9;
-}
-
-int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview, int wants_preview, struct job_view *v)
-{
-  int is_there;
-
-  *v = (struct job_view){0};
-  lock_take(&js->lock);
-  is_there = j->serial == serial && is_visible(j);
-  if (is_there) {
-    v->state = j->state;
-    memcpy(v->id, j->id, sizeof v->id);
-    v->submitted_ns = j->submitted_ns;
-    v->pictures = j->req.n;
-    v->steps = j->steps * j->req.n;
-    v->steps_done = atomic_load(&j->steps_done);
-    v->drawn = atomic_load(&j->drawn);
-    if (j->state < JOB_DRAWN)
-      look_ahead(js, j, v);
-    for (int k = after_preview + 1; k <= j->previews && !v->preview; k++) {
-      struct blob *b = j->preview[k % JOB_PREVIEWS];
-      if (b->number == k)
-        v->preview = blob_ref(b);
-    }
-    if (wants_preview && !v->preview)
-      atomic_store(&j->wants_preview, 1);
-  }
-  lock_drop(&js->lock);
-  return is_there;
-}
-
-struct job *job_find(struct jobs *js, const char *id, uint64_t *serial)
-{
-  struct job *found = NULL;
-
-  lock_take(&js->lock);
-  for (int i = 0; i < js->n; i++) {
-    struct job *j = &js->job[i];
-    if (is_visible(j) && j->is_durable && !strcmp(j->id, id) && (!found || j->serial > found->serial))
-      found = j;
-  }
-  *serial = found ? found->serial : 0;
-  lock_drop(&js->lock);
-  return found;
-}
-
-/* Whether a is rather at hand than b, which may be NULL. */
-static int is_nearer(const struct job *a, const struct job *b)
-{
-  if (!b || (a->state >= JOB_RUNNING) != (b->state >= JOB_RUNNING))
-    return !b || a->state >= JOB_RUNNING;
-  return a->serial < b->serial;
-}
-
-struct job *job_find_caller(struct jobs *js, const char *caller, const struct surface *surface, uint64_t *serial)
-{
-  struct job *found = NULL;
-
-  lock_take(&js->lock);
-  for (int i = 0; i < js->n; i++) {
-    struct job *j = &js->job[i];
-    if (is_visible(j) && j->state < JOB_DONE && j->surface == surface && !strcmp(j->caller, caller) && is_nearer(j, found))
-      found = j;
-  }
-  *serial = found ? found->serial : 0;
-  lock_drop(&js->lock);
-  return found;
-}
-
-int job_listen(struct jobs *js, struct job *j, uint64_t serial, struct listener *l)
-{
-  int is_there;
-
-  lock_take(&js->lock);
-  is_there = j->serial == serial && is_visible(j);
-  if (is_there) {
-    l->job = j;
-    l->next = j->listeners;
-    j->listeners = l;
-  }
-  lock_drop(&js->lock);
-  return is_there;
-}
-
-void job_unlisten(struct jobs *js, struct listener *l)
-{
-  lock_take(&js->lock);
-  if (l->job) {
-    struct listener **p = &l->job->listeners;
-    while (*p != l)
-      p = &(*p)->next;
-    *p = l->next;
-    l->job = NULL;
-  }
-  lock_drop(&js->lock);
-}
-
 /* ---- the end ---- */
 
 void jobs_refuse(struct jobs *js)
@@ -749,31 +671,6 @@ void jobs_end(struct jobs *js)
   pthread_cond_broadcast(&js->has_work);
   pthread_cond_broadcast(&js->has_stage);
   pthread_cond_broadcast(&js->has_parcel);
+  pthread_cond_broadcast(&js->has_reading);
   lock_drop(&js->lock);
-}
-
-struct jobs_count jobs_count(struct jobs *js)
-{
-  struct jobs_count c;
-
-  lock_take(&js->lock);
-  c = (struct jobs_count){.waiting = js->waiting, .running = js->running, .active = js->active};
-  lock_drop(&js->lock);
-  return c;
-}
-
-int jobs_retry_after(struct jobs *js)
-{
-  double work = 0, s;
-  int n = 1;
-
-  lock_take(&js->lock);
-  for (int i = 0; i < js->n; i++)
-    if (js->job[i].state == JOB_RUNNING || js->job[i].state == JOB_QUEUED) {
-      work += work_left(&js->job[i]);
-      n++;
-    }
-  s = work * js->ns_per_work / 1e9 / n;
-  lock_drop(&js->lock);
-  return s < 1 ? 1 : s > 60 ? 60 : (int)(s + 0.999);
 }

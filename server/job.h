@@ -10,9 +10,12 @@
  *       |                       |                       +---------------------+------------------------------> DONE      |
  *       +---------------------- job_release -----------------------------------------------------------------------------+
  *
+ *      RESERVED --job_read--> READING --job_was_read--> RESERVED, of a request with a first picture
+ *
  *      state     belongs to       what may be trusted
  *      FREE      the table        nothing
  *      RESERVED  its owner        it counts against the queue's bound; the owner (HTTP thread, jobs service) decodes the body into it
+ *      READING   reader thread    the first picture's files become pixels, and the rest is prepared; stop may be set; nobody sees it in job_look
  *      PREPARING loader thread    request, pictures and recipe are complete; the generation that it needs is being composed; stop may be set
  *      QUEUED    the queue        request, pictures and recipe are complete; nothing is started
  *      RUNNING   device thread    its pictures pass between device and stage thread; stop may be set by others and is obeyed at the next step
@@ -29,7 +32,7 @@
  * Shared between threads: state, links, share and previews under the table's lock; stop, steps_done, drawn and wants_preview, which are atomic. wake is
  * called once per job, without the lock, by whoever makes it DONE.
  *
- * Called by http.c and its surfaces, worker.c, stage.c, encode.c, watch.c, serve.c. Threads: as the states say.
+ * Called by http.c and its surfaces, worker.c, stage.c, encode.c, reader.c, watch.c, serve.c. Threads: as the states say.
  */
 #ifndef SAFELIGHT_SERVER_JOB_H
 #define SAFELIGHT_SERVER_JOB_H
@@ -41,6 +44,7 @@
 #include "base/buf.h"
 #include "base/err.h"
 #include "models/pipeline.h"
+#include "proto/first.h"
 #include "proto/openai.h"
 #include "proto/request.h"
 #include "proto/sdapi.h"
@@ -50,7 +54,7 @@
 #include "server/store.h"
 #include "server/thread.h"
 
-enum job_state { JOB_FREE, JOB_RESERVED, JOB_PREPARING, JOB_QUEUED, JOB_RUNNING, JOB_DRAWN, JOB_DONE };
+enum job_state { JOB_FREE, JOB_RESERVED, JOB_READING, JOB_PREPARING, JOB_QUEUED, JOB_RUNNING, JOB_DRAWN, JOB_DONE };
 
 enum { JOB_ID_MAX = 64, JOB_BASE = 288, JOB_PREVIEWS = 4, JOB_ALIVE_MAX = 64 /* pictures with the device and stage threads */ };
 
@@ -127,6 +131,8 @@ struct job {
 
   struct request req;
   struct sdapi_extra sdapi;       /* of A1111's surface alone */
+  struct first first;             /* files of a first picture, until they are read; they may borrow from upload */
+  struct buf upload;              /* the request's body, while the reader has the job */
   enum sampler_kind sampler;
   int karras;
   int is_durable;                 /* id is that of a job in the store */
@@ -163,6 +169,7 @@ struct job {
   struct buf body;                /* the answer */
   struct parcel parcel, preview_parcel;
 
+  void (*read)(void *arg);        /* lock, which is held: the reader has handed it back; may resume a connection and nothing else. NULL: the owner has left */
   void (*taken)(void *arg);       /* device thread: it begins; NULL: nobody minds. With wake_arg */
   void (*wake)(void *arg);
   void *wake_arg;
@@ -171,16 +178,17 @@ struct job {
 struct jobs {
   struct lock lock;
   struct limits *limits;          /* where tickets go back to; NULL: no job has one */
-  pthread_cond_t has_work, has_stage, has_parcel;
+  pthread_cond_t has_work, has_stage, has_parcel, has_reading;
   struct job *job;                /* n entries */
   int n;
   struct job *free;
+  struct job *reading, **reading_end; /* READING, in order of arrival, without the one that the reader has */
   struct job *queue, **queue_end; /* QUEUED, in order of arrival */
   struct picture *back, **back_end; /* pictures that the stage thread hands back */
   struct stage_item *stage, **stage_end;
   struct parcel *parcel, **parcel_end;
   struct shares shares;
-  int waiting, max_waiting;       /* RESERVED, PREPARING and QUEUED */
+  int waiting, max_waiting;       /* RESERVED, READING, PREPARING and QUEUED */
   int running;                    /* RUNNING */
   int active;                     /* everything that is not FREE */
   int is_closed;                  /* job_reserve refuses with E_NOTREADY */
@@ -198,11 +206,18 @@ void jobs_close(struct jobs *js); /* takes zeroed; every job is FREE and no thre
 
 /* E_BUSY when the queue is full, E_NOTREADY when the server stops. On success the job is the caller's until job_submit or job_release. */
 MUST_CHECK int job_reserve(struct jobs *js, struct job **j, struct err *e);
+/* The reader is asked to read the first picture; it calls j->read when the job is the owner's again, j->err then says why it cannot be drawn. */
+void job_read(struct jobs *js, struct job *j);
 void job_submit(struct jobs *js, struct job *j); /* loader thread: what it was given to prepare */
 /* The owner, or the device thread with a job that it cannot start yet: the loader is asked next, and hands it to job_submit or job_fail. */
 void job_prepare(struct jobs *js, struct job *j);
 /* Frees pixels, files, body and draws that never started. */
 void job_release(struct jobs *js, struct job *j);
+
+/* ---- reader thread ---- */
+
+struct job *reading_next(struct jobs *js);          /* sleeps; NULL: it is all over */
+void job_was_read(struct jobs *js, struct job *j);  /* frees it when its owner has left */
 
 /* ---- device thread ---- */
 

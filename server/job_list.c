@@ -52,7 +52,7 @@ int jobs_list(struct jobs *js, struct job_glance **list, int *n, struct err *e)
     return err_set(e, E_NOMEM, "out of memory for the list of jobs");
   lock_take(&js->lock);
   for (int i = 0; i < js->n; i++)
-    if (js->job[i].state > JOB_RESERVED && js->job[i].state < JOB_DONE)
+    if (js->job[i].state > JOB_READING && js->job[i].state < JOB_DONE)
       glance(&g[count++], &js->job[i], now);
   ns_per_work = js->ns_per_work;
   lock_drop(&js->lock);

@@ -354,25 +354,15 @@ static enum MHD_Result send_accepted(struct exchange *x)
   return send_view(x, a->op.is_existing ? 200 : 202, &a->op.found, a->op.is_existing);
 }
 
-enum MHD_Result answer_job_post(struct exchange *x)
+/* The job is complete: it is accepted when it is in the store. */
+static enum MHD_Result accept_job(struct exchange *x)
 {
   const char *key = exchange_header(x, "Idempotency-Key");
   struct asked *a = NULL;
   struct job *j;
-  int pending = 0;
 
-  x->file_type = NULL; /* the answer is JSON whatever Accept says: the pictures come later */
-  if (!x->h->async)
-    err_set(&x->err, E_NOTREADY, "the model is still loading");
-  else if (key && (!*key || strlen(key) > KEY_MAX))
-    err_field(&x->err, E_ARG, "Idempotency-Key", "Idempotency-Key must have 1 to %d bytes", KEY_MAX);
-  if (x->err.code || images_build(x, &pending, &x->err) || async_make_id(x->job->id, &x->err) || async_adopt(x->h->async, x->job, &x->err)) {
-    images_refused(x);
-    if (x->job)
-      job_release(x->h->jobs, x->job);
-    x->job = NULL;
-    return send_error(x);
-  }
+  if (async_make_id(x->job->id, &x->err) || async_adopt(x->h->async, x->job, &x->err))
+    return images_refuse(x);
   j = x->job;
   x->job = NULL; /* the service's from here on */
   a = ask(x, STORE_ADD, safety_target_tenant(j->target), j->id);
@@ -381,7 +371,7 @@ enum MHD_Result answer_job_post(struct exchange *x)
     return a ? send_error(x) : fail_memory(x);
   }
   a->job = j;
-  a->pending = pending;
+  a->pending = x->pending;
   if (key) /* without a key of their own, strangers do not share the keys of idempotency */
     snprintf(a->op.job.key, sizeof a->op.job.key, "%s %s", j->caller, key);
   snprintf(a->op.job.profile, sizeof a->op.job.profile, "%s", safety_target_profile(j->target));
@@ -392,6 +382,18 @@ enum MHD_Result answer_job_post(struct exchange *x)
   a->op.job.seed = j->req.seed;
   a->op.job.priority = j->priority;
   return wait_for(x, a, send_accepted);
+}
+
+enum MHD_Result answer_job_post(struct exchange *x)
+{
+  const char *key = exchange_header(x, "Idempotency-Key");
+
+  x->file_type = NULL; /* the answer is JSON whatever Accept says: the pictures come later */
+  if (!x->h->async)
+    err_set(&x->err, E_NOTREADY, "the model is still loading");
+  else if (key && (!*key || strlen(key) > KEY_MAX))
+    err_field(&x->err, E_ARG, "Idempotency-Key", "Idempotency-Key must have 1 to %d bytes", KEY_MAX);
+  return x->err.code ? images_refuse(x) : images_build(x, accept_job);
 }
 
 static int decode_job(struct job *j, struct first *first, const struct drawing_body *b, const struct request_limits *lim, struct err *e)

@@ -5,6 +5,7 @@
  *      main       serve.c    configuration, signals                signalfd, eventfd        touch a job or a tensor
  *      http       http.c     connections; RESERVED and DONE jobs   nothing but its epoll    call the device, wait for a job
  *      watch      watch.c    connection clocks                     poll                     touch a job but through job_stop
+ *      reader     reader.c   READING jobs                          reading_next             touch a connection, call the device
  *      device     worker.c   backend, model, RUNNING jobs          jobs_wait, the device    touch a connection, JSON or a file
  *      stage      stage.c    pictures sent to it, a lane           stage_next, its lane     touch a connection, JSON or a file
  *      encoder    encode.c   DRAWN jobs, previews                  parcel_next, audit, store call the device
@@ -15,7 +16,7 @@
  *      admin      admin.c    the operator's connections, a thread  the loader, audit        touch a job, decide what policy decides
  *                            for each
  *
- * The HTTP thread may tokenise (draw_prepare) and nothing else of the engine. Locks are leaves (thread.h).
+ * The HTTP and reader threads may tokenise (draw_prepare) and nothing else of the engine. Locks are leaves (thread.h).
  *
  * Start: listen, load the model, then build the safety adapters over it, so that /readyz can tell all the while. SIGHUP reads the policy
  * again. Stop: SIGTERM or SIGINT lets accepted requests finish within drain_s while new ones get 503; then what is left is ended at its next
@@ -41,6 +42,7 @@
 #include "server/http.h"
 #include "server/limits.h"
 #include "server/log.h"
+#include "server/reader.h"
 #include "server/store.h"
 #include "server/version.h"
 #include "server/worker.h"
@@ -53,6 +55,7 @@ struct server {
   struct limits *limits;
   struct worker worker;
   struct encoder encoder;
+  struct reader reader;
   struct http http;
   struct audit *audit;
   struct safety *safety;
@@ -264,7 +267,8 @@ static int serve(struct server *s, struct err *e)
     goto out;
   printf("safelight %s listens at %s\n", SAFELIGHT_VERSION, s->http.url);
   fflush(stdout);
-  if (worker_start(&s->worker, e) || encoder_start(&s->encoder, &s->jobs, &s->worker, s->audit, s->store, e))
+  if (worker_start(&s->worker, e) || encoder_start(&s->encoder, &s->jobs, &s->worker, s->audit, s->store, e) ||
+      reader_start(&s->reader, &s->jobs, &s->worker, e))
     goto out;
   status = watch_over(s, e);
   drain(s);
@@ -273,6 +277,7 @@ out:
     jobs_end(&s->jobs);
   worker_join(&s->worker);
   encoder_join(&s->encoder);
+  reader_join(&s->reader);
   http_close(&s->http);
   async_close(&s->async);
   store_close(s->store);

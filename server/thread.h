@@ -17,7 +17,7 @@
 #include "base/err.h"
 
 enum thread_kind { THREAD_OTHER, THREAD_MAIN, THREAD_HTTP, THREAD_WATCH, THREAD_DEVICE, THREAD_STAGE, THREAD_ENCODE, THREAD_AUDIT, THREAD_LOADER, THREAD_ADMIN,
-                   THREAD_STORE, THREAD_ASYNC };
+                   THREAD_STORE, THREAD_ASYNC, THREAD_READ };
 
 extern _Thread_local enum thread_kind thread_self;
 

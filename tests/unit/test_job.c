@@ -145,6 +145,77 @@ static void test_stop_running(void **state)
   jobs_close(&js);
 }
 
+static void count_read(void *arg)
+{
+  struct job *j = arg;
+
+  assert_true(lock_is_held(&j->jobs->lock));
+  atomic_fetch_add(&j->drawn, 1);
+}
+
+static struct job *begin_reading(struct jobs *js)
+{
+  struct err e = {0};
+  struct job *j;
+
+  assert_int_equal(job_reserve(js, &j, &e), 0);
+  j->req.n = 1;
+  j->read = count_read;
+  j->wake_arg = j;
+  snprintf(j->caller, sizeof j->caller, "peer");
+  assert_int_equal(buf_add_str(&j->upload, "body", &e), 0);
+  job_read(js, j);
+  return j;
+}
+
+/* A job goes to the reader and comes back; meanwhile it counts, may be stopped or left, and is nobody's to look at. */
+static void test_reading(void **state)
+{
+  struct job *a, *b, *c;
+  struct job_glance *list;
+  struct job_view v;
+  struct jobs js;
+  struct err e = {0};
+  uint64_t serial;
+  int n;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 3, 1, &e), 0);
+  a = begin_reading(&js);
+  b = begin_reading(&js);
+  c = begin_reading(&js);
+  assert_int_equal(jobs_count(&js).waiting, 3);
+  assert_int_equal(job_look(&js, a, a->serial, 0, 0, &v), 0);
+  assert_null(job_find_caller(&js, "peer", NULL, &serial));
+  assert_int_equal(jobs_list(&js, &list, &n, &e), 0);
+  assert_int_equal(n, 0);
+  free(list);
+  assert_ptr_equal(reading_next(&js), a);
+  assert_ptr_equal(reading_next(&js), b);
+  job_was_read(&js, a);
+  assert_true(a->state == JOB_RESERVED && atomic_load(&a->drawn) == 1 && !atomic_load(&a->stop));
+  job_release(&js, a);
+  job_stop(&js, b, b->serial, E_TIMEOUT); /* its owner is told when the reader lets go */
+  assert_true(b->state == JOB_READING && atomic_load(&b->stop) == E_TIMEOUT);
+  job_was_read(&js, b);
+  assert_true(b->state == JOB_RESERVED && atomic_load(&b->drawn) == 1);
+  job_release(&js, b);
+  assert_int_equal(job_disown(&js, c), 1); /* whose owner has left frees itself, and the owner hears nothing */
+  assert_ptr_equal(reading_next(&js), c);
+  assert_int_equal(jobs_count(&js).active, 1);
+  job_was_read(&js, c);
+  assert_int_equal(atomic_load(&c->drawn), 0);
+  assert_int_equal(jobs_count(&js).active, 0);
+  a = begin_reading(&js);
+  assert_int_equal(jobs_stop_caller(&js, "peer", NULL, E_CANCEL), 1);
+  jobs_end(&js);
+  assert_ptr_equal(reading_next(&js), a); /* what is there is handed back first */
+  job_was_read(&js, a);
+  job_release(&js, a);
+  assert_null(reading_next(&js));
+  jobs_close(&js);
+}
+
 /* Removing from head, middle and end keeps the queue whole. */
 static void test_queue_removal(void **state)
 {
@@ -469,7 +540,7 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_bound),         cmocka_unit_test(test_entry_is_clean),
-      cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running),
+      cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running), cmocka_unit_test(test_reading),
       cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look), cmocka_unit_test(test_list),
       cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),
   };

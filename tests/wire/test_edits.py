@@ -1,8 +1,10 @@
 """POST /v1/images/edits and the forms of an answer (files, addresses, formats, streams), as the openai client and plain forms ask for them."""
 import asyncio
 import base64
+import concurrent.futures
 import io
 import json
+import time
 import urllib.request
 import uuid
 
@@ -149,6 +151,60 @@ def test_bad_edits(daemon, fields, files, param, words):
     answer = send_form(daemon, {**FIELDS, **fields}, files)
     assert answer.status == 400, answer.body
     assert answer.error["param"] == param and words in answer.error["message"]
+
+
+def large(form="PNG"):
+    """Bytes that take long to read, and are refused at the end of it: the file is cut off."""
+    y, x = np.mgrid[0:4096, 0:4096]
+    return file(Image.fromarray(np.stack([(x * 7 + y) % 256, y * 3 % 256, x * y % 251], 2).astype(np.uint8)), form)[:-200]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_others_do_not_wait_for_a_picture(daemon, form):
+    """Reading a picture takes its time, and nobody else's: the worst of many answers meanwhile (measured: 3 to 45 ms) is far from all the time that it takes."""
+    data, worst = large(form), 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        answer = pool.submit(send_form, daemon, FIELDS, {"image": data})
+        while not answer.done():
+            asked = time.monotonic()
+            assert daemon.get("/healthz").status == 200
+            worst = max(worst, time.monotonic() - asked)
+        took = time.monotonic() - began
+    assert answer.result().status == 400 and answer.result().error["param"] == "image" and "cut off" in answer.result().error["message"]
+    assert worst < took / 3, (worst, took)
+
+
+def test_refused_before_a_stream_begins(daemon):
+    """What cannot be read is a plain 400, also of who wanted a stream, and of a job, which is not accepted then."""
+    answer = send_form(daemon, {**FIELDS, "stream": "true"}, {"image": file(picture())[:-40]})
+    assert answer.status == 400 and answer.error["param"] == "image" and answer.headers["content-type"] == "application/json"
+    body = json.dumps({**FIELDS, "image": base64.b64encode(file(picture())[:-40]).decode()})
+    answer = daemon.request("POST", "/v1/jobs", body, {"Content-Type": "application/json", "Idempotency-Key": "cut-off"})
+    assert answer.status == 400 and answer.error["param"] == "image"
+    whole = json.dumps({**FIELDS, "strength": 0.5, "image": base64.b64encode(file(picture())).decode()})
+    assert daemon.request("POST", "/v1/jobs", whole, {"Content-Type": "application/json", "Idempotency-Key": "cut-off"}).status == 202
+
+
+def test_a_bomb_is_refused(daemon):
+    """Sides and pixels are judged by the file's head."""
+    for w, h in ((8193, 8), (8192, 8192)):
+        answer = send_form(daemon, FIELDS, {"image": file(Image.new("L", (w, h)))})
+        assert answer.status == 400 and answer.error["param"] == "image" and f"{w}x{h}" in answer.error["message"], answer.body
+
+
+def test_who_leaves_while_his_picture_is_read(start):
+    """The job goes with him, and the next one is served."""
+    d = start()
+    body, kind = form(FIELDS, {"image": large()})
+    head = f"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    sock = d.socket()
+    sock.sendall(head.encode() + body)
+    until(lambda: "safelight_jobs_queued 1" in d.get("/metrics").body.decode(), "the picture to be read")
+    sock.close()
+    until(lambda: 'cancelled_total{by="disconnect"} 1' in d.get("/metrics").body.decode(), "it to be seen")
+    until(lambda: "safelight_jobs_queued 0" in d.get("/metrics").body.decode(), "nobody to wait")
+    assert send_form(d, FIELDS, {"image": file(picture())}).status == 200
 
 
 def test_json_is_no_form(daemon):
