@@ -21,7 +21,7 @@ enum err_code {
   E_FILE = -5,      /* a file is damaged, lies or lacks something: refuse to start */
   E_POLICY = -6,    /* the safety that policy requires is not live: 503 */
   E_DEVICE = -7,    /* the device failed and will not recover: drain and exit */
-  E_CANCEL = -8,    /* the client went away or cancelled */
+  E_CANCEL = -8,    /* the client cancelled: 499 */
   E_INTERNAL = -9,  /* a bug: 500 */
   E_TOOBIG = -10,   /* body or field over its limit: 413 */
   E_METHOD = -11,   /* wrong HTTP method: 405 */
@@ -31,7 +31,8 @@ enum err_code {
   E_NOTREADY = -15, /* the model is still loading, or the server is stopping: 503, try again */
   E_CONFLICT = -16, /* an idempotency key that was used with another body: 422 */
   E_FULL = -17,     /* the disk is full: 507 */
-  E_CRASHED = -18   /* of a durable job: the process ended during each attempt to draw it: 500 */
+  E_CRASHED = -18,  /* of a durable job: the process ended during each attempt to draw it: 500 */
+  E_GONE = -19      /* the client closed the connection: nobody reads the answer */
 };
 
 struct err {

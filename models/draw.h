@@ -31,6 +31,7 @@ struct draw {
   struct rng rng;
   int rows;                             /* of the UNet: 1 or 2 */
   int step;                             /* done */
+  int is_cut;                           /* it ends before its last step, as x0_old */
   int64_t h, w, c;                      /* of the latent */
   void *mem;                            /* device slab that everything below lives in */
   struct unet_context context[SIDES];

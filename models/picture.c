@@ -1,7 +1,7 @@
 /*
  * picture.c - from latents to pixels: the finished picture, and what it looks like on its way. See pipeline.h.
  *
- * Invariant: a picture whose latents or pixels are not finite never leaves. Threads: the lane's; draw_snapshot the device thread's.
+ * Invariant: a picture whose latents or pixels are not finite never leaves. Threads: the lane's; draw_cut and draw_snapshot the device thread's.
  */
 #include "models/draw.h"
 
@@ -50,23 +50,31 @@ MUST_CHECK static int decode(const struct draw *d, struct run *run, struct tenso
 
 int draw_decode(struct draw *d, struct lane *l, uint8_t *rgb, struct err *e)
 {
-  struct tensor z;
+  struct tensor z, latent = d->is_cut ? d->x0_old : d->x;
   struct run run;
   int r = check_lane(l, e);
 
   if (r)
     return r;
-  if (d->step < d->plan.n)
+  if (d->step < d->plan.n && !d->is_cut)
     return err_set(e, E_INTERNAL, "the picture is not finished");
   run_init(&run, l->be, &l->arena, d->g, e);
   z = run_alloc(&run, 1, d->h, d->w, d->c);
-  r = run.code ? run.code : check_finite(l->be, d->x, "latent", e);
+  r = run.code ? run.code : check_finite(l->be, latent, "latent", e);
   if (!r)
-    r = unscale(d, l->be, z, d->x, e);
+    r = unscale(d, l->be, z, latent, e);
   if (!r)
     r = decode(d, &run, z, rgb);
   run_reset(&run, 0);
   return r;
+}
+
+int draw_cut(struct draw *d, struct err *e)
+{
+  if (!d->step)
+    return err_set(e, E_INTERNAL, "there is nothing to see before the first step");
+  d->is_cut = 1;
+  return d->m->be->ops->sync(d->m->be, e); /* another lane decodes it */
 }
 
 int draw_snapshot(struct draw *d, struct err *e)

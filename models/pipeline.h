@@ -90,6 +90,8 @@ MUST_CHECK int draw_step(struct draw *d, struct err *e);
 int draw_step_index(const struct draw *d);   /* steps done */
 int draw_step_count(const struct draw *d);   /* steps in all */
 int draw_prompt_tokens(const struct draw *d);
+/* Device thread, after a step: the picture ends here, and draw_decode gives the sampler's present idea of it. E_INTERNAL before the first step. */
+MUST_CHECK int draw_cut(struct draw *d, struct err *e);
 /* After the last step: pixels, width*height*3 bytes RGB, on a lane with LANE_ENDS. E_INTERNAL when latents or picture are not finite: such a
  * picture is never shown. rgb is the caller's. */
 MUST_CHECK int draw_decode(struct draw *d, struct lane *l, uint8_t *rgb, struct err *e);

@@ -67,7 +67,8 @@ int image_parameters(struct buf *out, const struct recipe *r, enum image_detail 
                r->height) ||
       (*r->model_digest && buf_addf(out, e, ", Model hash: %.10s", r->model_digest)) || buf_add_str(out, ", Model: ", e) ||
       add_value(out, r->model, e) || (r->strength > 0 && buf_addf(out, e, ", Denoising strength: %g", (double)r->strength)) ||
-      (r->clip_skip > 1 && buf_addf(out, e, ", Clip skip: %d", r->clip_skip)) || add_generation(out, r, e))
+      (r->clip_skip > 1 && buf_addf(out, e, ", Clip skip: %d", r->clip_skip)) ||
+      (r->cut_at && buf_addf(out, e, ", Interrupted at step: %d", r->cut_at)) || add_generation(out, r, e))
     return e->code;
   return buf_addf(out, e, ", Version: safelight %s", r->version);
 }

@@ -61,6 +61,7 @@ struct openai_picture {
   size_t len;
   uint64_t seed;
   const char *url;              /* NULL: the file goes into the answer as base64 */
+  int cut_at;                   /* as of a recipe */
 };
 
 /* Milliseconds that a request spent in each stage. */

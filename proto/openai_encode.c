@@ -27,6 +27,7 @@ static const struct {
     {E_CONFLICT, 422, "invalid_request_error", "idempotency_conflict"}, /* not 409, which SDKs try again */
     {E_BUSY, 429, "rate_limit_error", "queue_full"},
     {E_CANCEL, 499, "invalid_request_error", "cancelled"},
+    {E_GONE, 499, "invalid_request_error", "client_closed_request"},
     {E_INTERNAL, 500, "server_error", "internal_error"},
     {E_FILE, 500, "server_error", "bad_file"},
     {E_CRASHED, 500, "server_error", "crashed"},

@@ -113,6 +113,7 @@ struct recipe {
   int file_width, file_height;                /* of the file, when what was drawn is a part of it; 0: width x height */
   float guidance;
   float strength;                             /* of a picture that starts from another one; 0: from noise alone */
+  int cut_at;                                 /* the step that it was interrupted at; 0: it was finished */
   enum image_format format;                   /* of the file, and its quality: 1..100, 0 the format's default */
   int quality;
 };

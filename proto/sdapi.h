@@ -51,8 +51,8 @@ int sdapi_skips_picture(const char *query);
 /* ---- answers ---- */
 
 struct sdapi_result {
-  const struct openai_picture *picture;
-  int n;
+  const struct openai_picture *picture; /* file NULL: it was interrupted before there was one, and is left out of images and infotexts */
+  int n;                        /* that were asked for */
   const struct request *req;
   const struct sdapi_extra *x;
   const struct recipe *recipe;  /* of the first picture */

@@ -59,22 +59,28 @@ static json_t *subseeds_json(int n)
   return list;
 }
 
+/* One for each picture that there is. */
 static json_t *infotexts_json(const struct sdapi_result *r, const char *prompt)
 {
   json_t *list = json_array();
   struct recipe recipe = *r->recipe;
   struct err e = {0};
   struct buf text;
+  int n = 0;
 
   recipe.prompt = prompt;
   for (int i = 0; i < r->n; i++) {
+    if (!r->picture[i].file)
+      continue;
+    n++;
     buf_init(&text, INFOTEXT_MAX);
     recipe.seed = r->picture[i].seed;
+    recipe.cut_at = r->picture[i].cut_at;
     if (!image_parameters(&text, &recipe, IMAGE_FULL, &e))
       json_array_append_new(list, json_make_text(text.p));
     buf_close(&text);
   }
-  if ((int)json_array_size(list) == r->n)
+  if ((int)json_array_size(list) == n)
     return list;
   json_decref(list);
   return NULL;
@@ -145,9 +151,15 @@ static int add_info(struct buf *out, const struct sdapi_result *r, const char *p
 
 static int add_images(struct buf *out, const struct sdapi_result *r, struct err *e)
 {
-  for (int i = 0; r->x->sends_images && i < r->n; i++)
-    if (buf_add_str(out, i ? ",\"" : "\"", e) || base64_encode(out, r->picture[i].file, r->picture[i].len, e) || buf_add_str(out, "\"", e))
+  const char *before = "\"";
+
+  for (int i = 0; r->x->sends_images && i < r->n; i++) {
+    if (!r->picture[i].file)
+      continue;
+    if (buf_add_str(out, before, e) || base64_encode(out, r->picture[i].file, r->picture[i].len, e) || buf_add_str(out, "\"", e))
       return e->code;
+    before = ",\"";
+  }
   return 0;
 }
 

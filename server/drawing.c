@@ -30,7 +30,7 @@ void drawing_refused(struct audit *a, const struct safety_target *t, const char 
   int code = why->code;
 
   metric_refuse(code);
-  if (code == E_BUSY || code == E_NOTREADY || code == E_CANCEL || code == E_TIMEOUT || code == E_FULL)
+  if (code == E_BUSY || code == E_NOTREADY || code == E_CANCEL || code == E_GONE || code == E_TIMEOUT || code == E_FULL)
     return;
   if (audit_note(a, &r, &ignored))
     log_event("a refusal could not be recorded: %s", ignored.msg);

@@ -36,6 +36,7 @@ struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s
       .clip_skip = q->clip_skip,
       .guidance = q->guidance,
       .strength = q->init ? q->strength : 0,
+      .cut_at = j->pic[i].cut_at,
       .format = q->format,
       .quality = q->quality,
       .generation_id = j->stamp.id,
@@ -118,6 +119,14 @@ static int record_picture(struct encoder *n, const struct job *j, int i, const c
   return audit_add(n->audit, &r, e);
 }
 
+/* What the log says of picture i. */
+static const char *verdict_of(const struct job *j, int i)
+{
+  if (j->pic[i].cut_at)
+    return j->stamp.requires_nothing ? "interrupted, served without safety (evaluation profile)" : "interrupted, served as it was";
+  return j->stamp.requires_nothing ? "served without safety (evaluation profile)" : "served";
+}
+
 static void count(const struct job *j)
 {
   metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_QUEUE, j->times.queue);
@@ -125,19 +134,21 @@ static void count(const struct job *j)
   metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_UNET, j->times.unet);
   metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_VAE, j->times.vae);
   metric_observe_ms(METRIC_STAGE_SECONDS, STAGE_ENCODE, j->times.png);
-  metric_add(METRIC_PICTURES, 0, (uint64_t)j->req.n);
+  metric_add(METRIC_PICTURES, 0, (uint64_t)atomic_load(&j->drawn));
 }
 
 static void encode(struct encoder *n, struct job *j)
 {
-  const char *verdict = j->stamp.requires_nothing ? "served without safety (evaluation profile)" : "served";
   char image[REQUEST_N_MAX][IMAGE_DIGEST];
   struct err *e = &j->err;
   int64_t t = clock_ns(), audit;
   int r = 0;
 
+  if (j->wants_file && !j->pic[0].has_pixels) /* cut before its first step: there is no file to answer with */
+    r = job_stop_reason(e, E_CANCEL);
   for (int i = 0; i < j->req.n && !r; i++)
-    r = encode_file(n, j, i, image[i], e);
+    if (j->pic[i].has_pixels)
+      r = encode_file(n, j, i, image[i], e);
   j->times.png = (double)(clock_ns() - t) / 1e6;
   if (!r && j->req.reply == REPLY_URL && j->surface->gives_urls)
     r = store_files(n, j, e);
@@ -146,7 +157,8 @@ static void encode(struct encoder *n, struct job *j)
     r = j->surface->encode(j, &n->worker->serving, e);
   audit = clock_ns();
   for (int i = 0; i < j->req.n && !r; i++)
-    r = record_picture(n, j, i, image[i], verdict, e);
+    if (j->pic[i].has_pixels)
+      r = record_picture(n, j, i, image[i], verdict_of(j, i), e);
   if (!r) {
     metric_observe(METRIC_STAGE_SECONDS, STAGE_AUDIT, clock_ns() - audit);
     count(j);

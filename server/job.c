@@ -98,6 +98,8 @@ static void queue_remove(struct jobs *js, struct job *j)
 static void job_clear(struct job *j)
 {
   atomic_store(&j->stop, 0);
+  atomic_store(&j->cut, CUT_NOTHING);
+  j->is_cut = 0;
   memset(j->pic, 0, sizeof j->pic);
   memset(j->preview, 0, sizeof j->preview);
   j->surface = NULL;
@@ -560,7 +562,9 @@ void job_finish(struct jobs *js, struct job *j)
 int job_stop_reason(struct err *e, int code)
 {
   if (code == E_CANCEL)
-    return err_set(e, code, "the request was cancelled or its client closed the connection");
+    return err_set(e, code, "the request was cancelled");
+  if (code == E_GONE)
+    return err_set(e, code, "the client closed the connection");
   if (code == E_TIMEOUT)
     return err_set(e, code, "the request was not finished within the server's deadline");
   return err_set(e, code, "the server is stopping");
@@ -568,7 +572,14 @@ int job_stop_reason(struct err *e, int code)
 
 static void count_stop(int code)
 {
-  metric_add(METRIC_CANCELLED, code == E_TIMEOUT ? CANCEL_DEADLINE : code == E_NOTREADY ? CANCEL_SHUTDOWN : CANCEL_DISCONNECT, 1);
+  static const struct {
+    int code;
+    enum metric_cancel by;
+  } known[] = {{E_GONE, CANCEL_DISCONNECT}, {E_CANCEL, CANCEL_CLIENT}, {E_TIMEOUT, CANCEL_DEADLINE}, {E_NOTREADY, CANCEL_SHUTDOWN}};
+
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+    if (known[i].code == code)
+      metric_add(METRIC_CANCELLED, (int)known[i].by, 1);
 }
 
 /* Ends a waiting job or marks a running one; the caller holds the lock, and calls the waker after. */
@@ -618,16 +629,38 @@ int job_disown(struct jobs *js, struct job *j)
     j->read = NULL;
     j->wake = release_itself;
     j->wake_arg = j;
-    w = stop_locked(js, j, E_CANCEL);
+    w = stop_locked(js, j, E_GONE);
   }
   lock_drop(&js->lock);
   call(w);
   return is_alive;
 }
 
-int jobs_stop_caller(struct jobs *js, const char *caller, const struct surface *surface, int code)
+/* What waits ends now, without a picture; the caller holds the lock, and calls the waker after. */
+static struct waker cut_locked(struct jobs *js, struct job *j, enum job_cut how)
 {
-  int stopped = 0;
+  HELD(&js->lock);
+  if (j->state != JOB_RUNNING)
+    return stop_locked(js, j, E_CANCEL);
+  if (atomic_load(&j->cut) < (int)how) /* no other thread makes it more: the device thread takes it */
+    atomic_store(&j->cut, how);
+  return (struct waker){0};
+}
+
+void job_cut(struct jobs *js, struct job *j, uint64_t serial, enum job_cut how)
+{
+  struct waker w = {0};
+
+  lock_take(&js->lock);
+  if (j->serial == serial)
+    w = cut_locked(js, j, how);
+  lock_drop(&js->lock);
+  call(w);
+}
+
+int jobs_cut_caller(struct jobs *js, const char *caller, const struct surface *surface)
+{
+  int cut = 0;
 
   for (int i = 0; i < js->n; i++) {
     struct job *j = &js->job[i];
@@ -635,13 +668,13 @@ int jobs_stop_caller(struct jobs *js, const char *caller, const struct surface *
 
     lock_take(&js->lock);
     if (j->state > JOB_RESERVED && j->state < JOB_DRAWN && j->surface == surface && !strcmp(j->caller, caller)) {
-      w = stop_locked(js, j, code);
-      stopped++;
+      w = cut_locked(js, j, CUT_JOB);
+      cut++;
     }
     lock_drop(&js->lock);
     call(w);
   }
-  return stopped;
+  return cut;
 }
 
 void jobs_stop_all(struct jobs *js, int code)

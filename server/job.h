@@ -29,7 +29,7 @@
  * What others may see of a running job, they see through job_look: counters that are atomic, and previews that are counted blobs. They
  * are told of news by listeners.
  *
- * Shared between threads: state, links, share and previews under the table's lock; stop, steps_done, drawn and wants_preview, which are atomic. wake is
+ * Shared between threads: state, links, share and previews under the table's lock; stop, cut, steps_done, drawn and wants_preview, which are atomic. wake is
  * called once per job, without the lock, by whoever makes it DONE.
  *
  * Called by http.c and its surfaces, worker.c, stage.c, encode.c, reader.c, watch.c, serve.c. Threads: as the states say.
@@ -57,6 +57,13 @@
 enum job_state { JOB_FREE, JOB_RESERVED, JOB_READING, JOB_PREPARING, JOB_QUEUED, JOB_RUNNING, JOB_DRAWN, JOB_DONE };
 
 enum { JOB_ID_MAX = 64, JOB_BASE = 288, JOB_PREVIEWS = 4, JOB_ALIVE_MAX = 64 /* pictures with the device and stage threads */ };
+
+/* How a running job ends before its time with what there is. */
+enum job_cut {
+  CUT_NOTHING,
+  CUT_PICTURES, /* those that were started end as they are; the others are drawn */
+  CUT_JOB       /* and no other is started */
+};
 
 struct job;
 struct surface;
@@ -91,7 +98,10 @@ struct picture {
   struct draw *draw;       /* prepared by the owner, NULL once closed */
   uint8_t *rgb;            /* width*height*3, inside job.pixels */
   uint64_t seed;
-  struct err err;          /* why it has no pixels */
+  int is_cut;              /* it ends at the step it has come to; device thread */
+  int cut_at;              /* the step that it ended at; 0: it was finished */
+  int has_pixels;          /* or will have, when the draw is closed; device thread, then encoder */
+  struct err err;          /* why it has no pixels; code 0 without any: it was cut before its first step */
   uint64_t last;           /* its last turn; device thread */
   struct stage_item item, preview_item;
   struct picture *next;    /* lock: pictures that come back to the device thread */
@@ -117,6 +127,8 @@ struct job {
   struct job *next;               /* lock: free list or queue */
   uint64_t serial;                /* changes with every use of the entry, so that a late job_stop meets no stranger */
   _Atomic int stop;               /* 0, or the E_* why it must end */
+  _Atomic int cut;                /* enum job_cut: set under the lock, taken by the device thread */
+  int is_cut;                     /* no picture is started any more; device thread */
 
   char id[JOB_ID_MAX + 1];        /* x-request-id, or the durable job's own */
   const struct surface *surface;  /* how its answer is written */
@@ -270,8 +282,11 @@ int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview,
 struct job *job_find(struct jobs *js, const char *id, uint64_t *serial);
 /* The job at hand of this caller on this surface: a running one, else the one that waits longest. NULL: none that is not DONE. */
 struct job *job_find_caller(struct jobs *js, const char *caller, const struct surface *surface, uint64_t *serial);
-/* How many of this caller's jobs were stopped. */
-int jobs_stop_caller(struct jobs *js, const char *caller, const struct surface *surface, int code);
+/* The job that had this serial is done with what there is of its pictures: the answer has those that had a step at least, as they are. One that waits ends as
+ * by job_stop with E_CANCEL, one that is drawn stays as it is. */
+void job_cut(struct jobs *js, struct job *j, uint64_t serial, enum job_cut how);
+/* All of this caller's jobs, by CUT_JOB. How many there were. */
+int jobs_cut_caller(struct jobs *js, const char *caller, const struct surface *surface);
 /* From now on l->wake is called when there is news of the job. 0 when the entry is no longer this job. */
 int job_listen(struct jobs *js, struct job *j, uint64_t serial, struct listener *l);
 void job_unlisten(struct jobs *js, struct listener *l); /* takes one that does not listen */

@@ -2,7 +2,7 @@
  * sdapi.c - see sdapi.h: pictures, the caller's job at hand, and what clients of A1111 ask about a server.
  *
  * A1111 serves one person; here each caller (a key's tenant, or an address without one) has a world of his own: progress tells of his jobs of this surface,
- * interrupt and skip stop them and nobody else's, options cannot be changed, lists show the style adapters that he may use.
+ * interrupt and skip end them and nobody else's, options cannot be changed, lists show the style adapters that he may use.
  *
  * Threads: decoding on the HTTP thread, pictures' answers on the encoder thread.
  */
@@ -28,32 +28,19 @@ static int decode_img2img(struct job *j, struct first *first, const struct drawi
   return sdapi_decode(&j->req, &j->sdapi, first, 1, b->p, b->len, lim, e);
 }
 
-static int encode_as(struct job *j, const struct serving *s, const struct sdapi_extra *extra, struct err *e)
+/* Also of a request that was interrupted: all that is told of it, and the pictures that there are, as A1111 answers. */
+static int encode(struct job *j, const struct serving *s, struct err *e)
 {
   struct openai_picture pic[REQUEST_N_MAX];
   struct recipe recipe = encoder_recipe(j, 0, s);
-  struct sdapi_result res = {.picture = pic, .n = j->req.n, .req = &j->req, .x = extra, .recipe = &recipe, .created = (int64_t)time(NULL)};
+  struct sdapi_result res = {.picture = pic, .n = j->req.n, .req = &j->req, .x = &j->sdapi, .recipe = &recipe, .created = (int64_t)time(NULL)};
 
   for (int i = 0; i < j->req.n; i++)
-    pic[i] = (struct openai_picture){.file = j->file[i].p, .len = j->file[i].len, .seed = j->pic[i].seed};
+    pic[i] = (struct openai_picture){.file = j->file[i].p, .len = j->file[i].len, .seed = j->pic[i].seed, .cut_at = j->pic[i].cut_at};
   return sdapi_encode_result(&j->body, &res, e);
 }
 
-static int encode(struct job *j, const struct serving *s, struct err *e)
-{
-  return encode_as(j, s, &j->sdapi, e);
-}
-
-/* Who interrupts gets what there is, as from A1111: the recipe and no picture. One on its way is not finished and not judged. */
-static int encode_stopped(struct job *j, const struct serving *s, struct err *e)
-{
-  struct sdapi_extra none = j->sdapi;
-
-  none.sends_images = 0;
-  return encode_as(j, s, &none, e);
-}
-
-const struct surface surface_sdapi = {.name = "sdapi", .encode = encode, .encode_stopped = encode_stopped, .encode_error = sdapi_encode_error};
+const struct surface surface_sdapi = {.name = "sdapi", .encode = encode, .encode_stopped = encode, .encode_error = sdapi_encode_error};
 
 static const struct drawing txt2img = {.surface = &surface_sdapi, .decode = decode_txt2img};
 static const struct drawing img2img = {.surface = &surface_sdapi, .decode = decode_img2img};
@@ -136,18 +123,18 @@ static enum MHD_Result answer_progress(struct exchange *x)
   return send_error(x);
 }
 
-/* All that the caller draws or has waiting on this surface; what other clients draw goes on. */
+/* All that the caller draws or has waiting on this surface ends, with the pictures as they are; what other clients draw goes on. */
 static enum MHD_Result answer_interrupt(struct exchange *x)
 {
   char caller[FAIR_NAME];
 
   if (find_caller(x, caller))
     return send_error(x);
-  jobs_stop_caller(x->h->jobs, caller, &surface_sdapi, E_CANCEL);
+  jobs_cut_caller(x->h->jobs, caller, &surface_sdapi);
   return send_text(x, "{}");
 }
 
-/* The one at hand; what waits behind it goes on. */
+/* The pictures at hand: those of the caller's request at hand that were begun. What waits behind them goes on. */
 static enum MHD_Result answer_skip(struct exchange *x)
 {
   char caller[FAIR_NAME];
@@ -158,7 +145,7 @@ static enum MHD_Result answer_skip(struct exchange *x)
     return send_error(x);
   j = job_find_caller(x->h->jobs, caller, &surface_sdapi, &serial);
   if (j)
-    job_stop(x->h->jobs, j, serial, E_CANCEL);
+    job_cut(x->h->jobs, j, serial, CUT_PICTURES);
   return send_text(x, "null");
 }
 

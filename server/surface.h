@@ -17,7 +17,8 @@ struct surface {
   int gives_urls;     /* with REPLY_URL the encoder puts the files into the store before encode: job.file_name, not job.file */
   /* Encoder thread: j->file holds the pictures' files; appends the JSON answer (of a stream, its last events) to j->body. NULL: the owner takes the files. */
   int (*encode)(struct job *j, const struct serving *s, struct err *e);
-  /* HTTP thread: the answer to a request whose own client stopped its job, into j->body; j->file holds nothing. NULL: such an answer is an error. */
+  /* HTTP thread: the answer to a request whose own client stopped its job before a picture was begun, into j->body; j->file holds nothing. NULL: such an answer
+   * is an error. */
   int (*encode_stopped)(struct job *j, const struct serving *s, struct err *e);
   /* Appends the body of an error answer. */
   int (*encode_error)(struct buf *out, const struct err *what, struct err *e);

@@ -154,7 +154,7 @@ static void went_away(struct watch *w, int at, int fd)
   }
   lock_drop(&w->lock);
   if (gone.job)
-    job_stop(w->jobs, gone.job, gone.serial, E_CANCEL);
+    job_stop(w->jobs, gone.job, gone.serial, E_GONE);
 }
 
 static void *run(void *arg)

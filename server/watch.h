@@ -7,7 +7,7 @@
  *      phase      set by HTTP thread when         past its deadline          client gone
  *      IDLE       connected, or answer sent       socket is shut down        (libmicrohttpd sees it)
  *      READING    the request line came           socket is shut down        (libmicrohttpd sees it)
- *      WAITING    a job was submitted             job_stop E_TIMEOUT         job_stop E_CANCEL
+ *      WAITING    a job was submitted             job_stop E_TIMEOUT         job_stop E_GONE
  *      STREAMING  a stream has no news            poke                       socket is shut down, poke
  *      SENDING    the answer was handed over      socket is shut down        (libmicrohttpd sees it)
  *

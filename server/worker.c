@@ -187,11 +187,33 @@ static void note_failure(struct worker *w, struct job *j, const struct err *why)
   }
 }
 
+/* Interrupt and skip: the pictures that were started end as they are; after an interrupt no other is. */
+static void obey_cut(struct job *j)
+{
+  int cut = atomic_exchange(&j->cut, CUT_NOTHING);
+
+  for (int i = 0; cut && i < j->started; i++)
+    j->pic[i].is_cut = 1;
+  j->is_cut |= cut == CUT_JOB;
+}
+
+/* Whether it was cut, and had more to do then. One that was stopped was counted when it was. */
+static int is_short(const struct job *j)
+{
+  int finished = 0;
+
+  for (int i = 0; i < j->req.n; i++)
+    finished += j->pic[i].has_pixels && !j->pic[i].cut_at;
+  return !j->err.code && finished < j->req.n;
+}
+
 /* No picture of the job is alive, and none is to be started. */
 static void job_end(struct worker *w, struct job *j)
 {
   if (w->filling == j)
     w->filling = NULL;
+  if (is_short(j))
+    metric_add(METRIC_CANCELLED, CANCEL_CLIENT, 1);
   generation_unref(j->generation);
   j->generation = NULL;
   job_drawn(w->jobs, j);
@@ -204,11 +226,12 @@ static void picture_end(struct worker *w, struct picture *p)
 
   w->alive--;
   metric_move(METRIC_RUNNING, 0, -1);
-  if (p->err.code)
+  if (p->err.code) {
     note_failure(w, j, &p->err);
-  else
-    atomic_fetch_add(&j->drawn, 1);
-  if (!--j->live && (j->err.code || j->started == j->req.n))
+    p->has_pixels = 0;
+  }
+  atomic_fetch_add(&j->drawn, p->has_pixels);
+  if (!--j->live && (j->err.code || j->is_cut || j->started == j->req.n))
     job_end(w, j);
 }
 
@@ -226,7 +249,19 @@ static void take_back(struct worker *w)
   }
 }
 
-/* Sends the pictures to their end that failed, were stopped, belong to a job that did, or are finished. */
+/* Nothing more is done to a picture, which is finished or cut: it is decoded as it is. Before its first step there is nothing of it. */
+static void finish_picture(struct worker *w, struct picture *p)
+{
+  int at = draw_step_index(p->draw), is_finished = at == draw_step_count(p->draw);
+
+  p->cut_at = is_finished ? 0 : at;
+  if (at && !is_finished && draw_cut(p->draw, &p->err))
+    note_failure(w, p->job, &p->err);
+  p->has_pixels = at && !p->err.code;
+  pic_send(w->jobs, p, p->has_pixels ? STAGE_DECODE : STAGE_CLOSE);
+}
+
+/* Sends the pictures to their end that failed, were stopped or cut, belong to a job that did, or are finished. */
 static void sort_out(struct worker *w)
 {
   int kept = 0;
@@ -236,6 +271,7 @@ static void sort_out(struct worker *w)
     struct job *j = p->job;
     int stop = atomic_load(&j->stop);
 
+    obey_cut(j);
     if (!p->err.code && stop)
       job_stop_reason(&p->err, stop);
     if (p->err.code)
@@ -244,8 +280,8 @@ static void sort_out(struct worker *w)
       p->err = j->err;
     if (p->err.code)
       pic_send(w->jobs, p, STAGE_CLOSE);
-    else if (draw_step_index(p->draw) == draw_step_count(p->draw))
-      pic_send(w->jobs, p, STAGE_DECODE);
+    else if (p->is_cut || draw_step_index(p->draw) == draw_step_count(p->draw))
+      finish_picture(w, p);
     else
       w->ready[kept++] = p;
   }
@@ -371,11 +407,13 @@ static struct job *next_job(struct worker *w)
   struct job *j = w->filling;
   int stop = j ? atomic_load(&j->stop) : 0;
 
+  if (j)
+    obey_cut(j);
   if (stop && !j->err.code)
     job_stop_reason(&j->err, stop);
-  if (j && j->err.code && !j->live)
+  if (j && (j->err.code || j->is_cut) && !j->live)
     job_end(w, j);
-  else if (j && !j->err.code && j->started < j->req.n)
+  else if (j && !j->err.code && !j->is_cut && j->started < j->req.n)
     return j;
   while ((j = job_take(w->jobs)) && !begin_job(w, j))
     ;

@@ -399,6 +399,41 @@ static void lanes(const struct be_ops *ops)
   stage_close(&s);
 }
 
+/* A picture that is cut at a step is what a preview shows there, and not before the first; the others of its batch do not notice. */
+static void cuts(const struct be_ops *ops)
+{
+  uint8_t seen[RGB], *rgb;
+  struct err e = {0};
+  struct lane *ends;
+  struct draw *d;
+  struct stage s;
+
+  stage_open(&s, ops, 1, 0, 8);
+  must(lane_open(&ends, s.t.m, 1, LANE_ENDS, &e), &e);
+  d = start(&s, 7, ends);
+  assert_int_equal(draw_cut(d, &e), E_INTERNAL);
+  e = (struct err){0};
+  assert_int_equal(draw_decode(d, ends, seen, &e), E_INTERNAL); /* that was no cut */
+  e = (struct err){0};
+  must(draw_step(d, &e), &e);
+  must(draw_snapshot(d, &e), &e);
+  must(draw_preview(d, ends, seen, &e), &e);
+  must(draw_cut(d, &e), &e);
+  rgb = finish(d, ends);
+  assert_memory_equal(rgb, seen, RGB);
+  assert_memory_not_equal(rgb, s.alone[7], RGB);
+  free(rgb);
+  lane_close(ends);
+  stage_close(&s);
+}
+
+static void test_cuts(void **state)
+{
+  (void)state;
+  cuts(&be_ref);
+  cuts(&be_cpu);
+}
+
 static void test_lanes(void **state)
 {
   (void)state;
@@ -476,7 +511,7 @@ static void test_limits(void **state)
 int main(int argc, char **argv)
 {
   static const struct CMUnitTest tests[] = {cmocka_unit_test(test_cpu),       cmocka_unit_test(test_helpers), cmocka_unit_test(test_ref),
-                                            cmocka_unit_test(test_one_fails), cmocka_unit_test(test_lanes),   cmocka_unit_test(test_thread_counts),
+                                            cmocka_unit_test(test_one_fails), cmocka_unit_test(test_cuts), cmocka_unit_test(test_lanes),   cmocka_unit_test(test_thread_counts),
                                             cmocka_unit_test(test_limits)};
 
   if (argc > 1)

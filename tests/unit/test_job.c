@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "server/job_list.h"
+#include "server/metrics.h"
 
 static void count_wake(void *arg)
 {
@@ -207,12 +208,53 @@ static void test_reading(void **state)
   assert_int_equal(atomic_load(&c->drawn), 0);
   assert_int_equal(jobs_count(&js).active, 0);
   a = begin_reading(&js);
-  assert_int_equal(jobs_stop_caller(&js, "peer", NULL, E_CANCEL), 1);
+  assert_int_equal(jobs_cut_caller(&js, "peer", NULL), 1);
   jobs_end(&js);
   assert_ptr_equal(reading_next(&js), a); /* what is there is handed back first */
   job_was_read(&js, a);
   job_release(&js, a);
   assert_null(reading_next(&js));
+  jobs_close(&js);
+}
+
+/* What runs is told how to end, and the more of two words counts; what waits ends; what is drawn stays. Each stop is counted for who did it. */
+static void test_cut(void **state)
+{
+  int64_t clients = metric_value(METRIC_CANCELLED, CANCEL_CLIENT), gone = metric_value(METRIC_CANCELLED, CANCEL_DISCONNECT);
+  struct job *a, *b, *c;
+  struct jobs js;
+  struct err e = {0};
+  _Atomic int woken = 0;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 4, 1, &e), 0);
+  a = submit(&js, &woken);
+  b = submit(&js, &woken);
+  c = submit(&js, &woken);
+  snprintf(a->caller, sizeof a->caller, "peer");
+  assert_ptr_equal(job_take(&js), a);
+  job_cut(&js, a, a->serial + 1, CUT_JOB); /* meant for another use of the entry */
+  assert_int_equal(atomic_load(&a->cut), CUT_NOTHING);
+  job_cut(&js, a, a->serial, CUT_PICTURES);
+  assert_int_equal(jobs_cut_caller(&js, "peer", NULL), 1);
+  job_cut(&js, a, a->serial, CUT_PICTURES);
+  assert_true(atomic_load(&a->cut) == CUT_JOB && !atomic_load(&a->stop) && a->state == JOB_RUNNING);
+  job_cut(&js, b, b->serial, CUT_JOB);
+  assert_true(b->state == JOB_DONE && b->err.code == E_CANCEL && woken == 1);
+  assert_int_equal(metric_value(METRIC_CANCELLED, CANCEL_CLIENT), clients + 1);
+  assert_int_equal(job_disown(&js, c), 1);
+  assert_int_equal(metric_value(METRIC_CANCELLED, CANCEL_DISCONNECT), gone + 1);
+  job_drawn(&js, a);
+  assert_int_equal(jobs_cut_caller(&js, "peer", NULL), 0);
+  assert_ptr_equal(parcel_next(&js), &a->parcel);
+  job_finish(&js, a);
+  job_release(&js, a);
+  a = submit(&js, &woken);
+  assert_int_equal(atomic_load(&a->cut), CUT_NOTHING); /* the entry's last user is forgotten */
+  job_stop(&js, a, a->serial, E_CANCEL);
+  assert_int_equal(metric_value(METRIC_CANCELLED, CANCEL_CLIENT), clients + 2);
+  job_release(&js, a);
+  job_release(&js, b);
   jobs_close(&js);
 }
 
@@ -350,8 +392,8 @@ static void test_look(void **state)
   job_unlisten(&js, &ear.l);
   blob_unref(v.preview); /* outlives its job */
 
-  assert_int_equal(jobs_stop_caller(&js, "nobody", NULL, E_CANCEL), 0);
-  assert_int_equal(jobs_stop_caller(&js, "peer", NULL, E_CANCEL), 1);
+  assert_int_equal(jobs_cut_caller(&js, "nobody", NULL), 0);
+  assert_int_equal(jobs_cut_caller(&js, "peer", NULL), 1);
   assert_int_equal(b->state, JOB_DONE);
   job_release(&js, b);
   jobs_close(&js);
@@ -424,7 +466,7 @@ static void test_disown(void **state)
   assert_int_equal(job_disown(&js, b), 1); /* waits: ends now */
   assert_int_equal(jobs_count(&js).active, 1);
   assert_int_equal(job_disown(&js, a), 1);
-  assert_int_equal(a->stop, E_CANCEL);
+  assert_int_equal(a->stop, E_GONE);
   job_stop_reason(&a->err, a->stop);
   job_fail(&js, a);
   assert_int_equal(jobs_count(&js).active, 0);
@@ -540,7 +582,7 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_bound),         cmocka_unit_test(test_entry_is_clean),
-      cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running), cmocka_unit_test(test_reading),
+      cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running), cmocka_unit_test(test_reading), cmocka_unit_test(test_cut),
       cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look), cmocka_unit_test(test_list),
       cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),
   };

@@ -263,7 +263,8 @@ static void test_result(void **state)
       "sd_vae_name", "sd_vae_hash", "seed_resize_from_w", "seed_resize_from_h", "denoising_strength", "extra_generation_params",
       "index_of_first_image", "infotexts", "styles", "job_timestamp", "clip_skip", "is_using_inpainting_conditioning", "version"};
   const struct openai_picture pic[2] = {{.file = "foo", .len = 3, .seed = 7}, {.file = "bar", .len = 3, .seed = 8}};
-  struct sdapi_result res = {pic, 2, &r, &x, &recipe, 0};
+  const struct openai_picture cut[2] = {{.seed = 7}, {.file = "bar", .len = 3, .seed = 8, .cut_at = 2}};
+  struct sdapi_result res = {pic, 2, &r, &x, &recipe, 0}, res_cut = {cut, 2, &r, &x, &recipe, 0};
   struct err e = {0};
   struct buf b;
   json_t *j, *info;
@@ -288,6 +289,17 @@ static void test_result(void **state)
   assert_string_equal(text_at(info, "sd_model_hash"), "0123456789");
   assert_string_equal(text_at(info, "job_timestamp"), "19700101000000");
   assert_non_null(strstr(json_string_value(json_array_get(json_object_get(info, "infotexts"), 1)), "Seed: 8, Size: 64x72"));
+  json_decref(info);
+  json_decref(j);
+  b.len = 0; /* interrupted: what there is, and the seeds of all */
+  assert_int_equal(sdapi_encode_result(&b, &res_cut, &e), 0);
+  assert_memory_equal(b.p, "{\"images\":[\"YmFy\"],", 19);
+  j = json_loads(b.p, JSON_REJECT_DUPLICATES, NULL);
+  info = json_loads(text_at(j, "info"), JSON_REJECT_DUPLICATES, NULL);
+  assert_int_equal(json_array_size(json_object_get(info, "infotexts")), 1);
+  assert_non_null(strstr(json_string_value(json_array_get(json_object_get(info, "infotexts"), 0)), "Seed: 8, "));
+  assert_non_null(strstr(json_string_value(json_array_get(json_object_get(info, "infotexts"), 0)), ", Interrupted at step: 2, "));
+  assert_int_equal(json_array_size(json_object_get(info, "all_seeds")), 2);
   json_decref(info);
   json_decref(j);
   b.len = 0;

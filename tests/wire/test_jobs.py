@@ -141,6 +141,8 @@ def test_waiting_and_running(start):
     assert again.status == 200 and again.json["status"] == "succeeded"  # what has ended stays as it is
     assert d.get(f"/v1/jobs/{long}/pictures/0").status == 404
     until(lambda: 'safelight_durable_jobs{state="cancelled"} 2' in d.get("/metrics").body.decode(), "the counts")
+    told = d.get("/metrics").body.decode()
+    assert 'jobs_cancelled_total{by="client"} 2' in told and 'jobs_cancelled_total{by="disconnect"} 0' in told
 
 
 def test_refusals(daemon):

@@ -4,6 +4,7 @@ import concurrent.futures
 import hashlib
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -278,16 +279,62 @@ def test_progress_with_a_picture_of_the_caller_alone(shared, slow):
 
 
 def test_interrupt_stops_the_callers_own(shared, slow):
-    """The interrupted request is answered with 200, the recipe and no picture; another tenant's goes on."""
+    """The interrupted requests are answered with the pictures as they are, under their generation and recorded; another tenant's goes on."""
     anna, bert = [slow("anna"), slow("anna", seed=2)], slow("bert")
-    until(lambda: progress(shared, "anna")["progress"] and progress(shared, "bert")["progress"], "both to be drawn", 60)
-    until(lambda: len(concurrent.futures.wait(anna, 0).done) == 0 and post(shared, "interrupt", {}, Authorization=basic(KEYS["anna"])).json == {}, "interrupt")
+    until(lambda: progress(shared, "anna")["progress"] > 0.02 and progress(shared, "bert")["progress"], "both to be drawn", 60)
+    until(lambda: metric(shared, "pictures_running") == 3, "all three to be begun", 60)
+    began = metric(shared, "steps_total")
+    until(lambda: metric(shared, "steps_total") > began + 30, "each to have had its turn", 60)
+    assert post(shared, "interrupt", {}, Authorization=basic(KEYS["anna"])).json == {}
     for answer in anna:
         answer = answer.result(60)
-        assert answer.status == 200 and answer.json["images"] == []
-        assert json.loads(answer.json["info"])["seed"] in (1, 2) and answer.json["parameters"]["steps"] == 150
+        [image] = images(answer)
+        info = json.loads(answer.json["info"])
+        step = int(re.search(r"Steps: 150, .*Interrupted at step: (\d+), ", image.info["parameters"]).group(1))
+        assert image.size == (256, 256) and 0 < step < 150 and pixels(image).std() > 1
+        assert info["seed"] in (1, 2) and info["infotexts"] == [image.info["parameters"]] and answer.json["parameters"]["steps"] == 150
+        [record] = [r for r in records(shared, "image") if r["request_id"] == answer.headers["x-request-id"] and r["verdict"] != "preview"]
+        assert record["verdict"] == "interrupted, served as it was" and record["seed"] == info["seed"]
+        assert record["image_digest"] == hashlib.blake2b(image.convert("RGB").tobytes(), digest_size=32).hexdigest()
+        assert record["generation_id"] == answer.headers["x-safelight-generation"] and f"Generation: {record['generation_id']}, " in image.info["parameters"]
     assert not bert.done() and progress(shared, "bert")["progress"] > 0
     assert is_idle(progress(shared, "anna"))
+
+
+def metric(d, name):
+    return int(re.search(rf"^safelight_{name} (\d+)$", d.get("/metrics").body.decode(), re.M).group(1))
+
+
+def counted(d):
+    """Jobs that ended before they were done, by who ended them."""
+    return {k: int(v) for k, v in re.findall(r'jobs_cancelled_total\{by="(\w+)"\} (\d+)', d.get("/metrics").body.decode())}
+
+
+def test_interrupt_ends_what_waits(start):
+    """Without a picture: nothing was begun. One that has all its pictures already keeps them."""
+    d = start("--running", "1")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        one = pool.submit(post, d, "txt2img", {**SLOW, "batch_size": 3})
+        until(lambda: d.get("/sdapi/v1/progress").json["progress"] > 0.02, "it to be drawn", 60)
+        two = pool.submit(post, d, "txt2img", SLOW)
+        until(lambda: metric(d, "jobs_queued") == 1, "the second to wait")
+        assert post(d, "interrupt", {}).json == {}
+        assert len(images(one.result(60))) == 1 and two.result(60).json["images"] == []
+    assert json.loads(one.result().json["info"])["all_seeds"] == [1, 2, 3] and json.loads(two.result().json["info"])["infotexts"] == []
+    assert counted(d) == {"client": 2, "disconnect": 0, "deadline": 0, "shutdown": 0}
+    assert len(images(post(d, "txt2img", SMALL))) == 1
+
+
+def test_interrupt_of_a_part(daemon):
+    """Only what is masked: the whole picture comes back, with the part as it is."""
+    fields = {**SLOW, "init_images": [base64_of(picture(200, 150))], "mask": base64_of(square(200, 150, (70, 50, 102, 82))), "denoising_strength": 1}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(post, daemon, "img2img", fields)
+        until(lambda: daemon.get("/sdapi/v1/progress").json["progress"] > 0.02, "it to be drawn", 60)
+        assert api(daemon).interrupt() == {}
+        [image] = images(drawn.result(60))
+    got = pixels(image) != pixels(picture(200, 150))
+    assert image.size == (200, 150) and got.any() and not got[:36].any()
 
 
 def test_interrupt_leaves_other_surfaces_alone(shared):
@@ -301,13 +348,19 @@ def test_interrupt_leaves_other_surfaces_alone(shared):
     assert is_idle(progress(shared, "anna"))
 
 
-def test_skip_stops_the_one_at_hand(shared, slow):
-    first = slow("bert")
-    until(lambda: progress(shared, "bert")["progress"], "it to be drawn", 60)
-    assert post(shared, "skip", {}, Authorization=basic(KEYS["bert"])).json is None
-    answer = first.result(60)
-    assert answer.status == 200 and answer.json["images"] == []
-    assert post(shared, "skip", {}, Authorization=basic(KEYS["bert"])).json is None  # nothing is at hand
+def test_skip_ends_the_pictures_at_hand(start):
+    """Those that were begun, as they are; the rest of the request is drawn, each with the bytes that it has alone."""
+    d = start("--running", "1")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(post, d, "txt2img", {**SLOW, "steps": 40, "n_iter": 2})
+        until(lambda: d.get("/sdapi/v1/progress").json["progress"] > 0.02, "it to be drawn", 60)
+        assert api(d).skip() is None
+        first, second = images(drawn.result(120))
+    assert "Interrupted at step: " in first.info["parameters"] and "Interrupted" not in second.info["parameters"]
+    [alone] = images(post(d, "txt2img", {**SLOW, "steps": 40, "seed": 2}))
+    assert alone.tobytes() == second.tobytes()
+    assert counted(d)["client"] == 1
+    assert api(d).skip() is None  # nothing is at hand
 
 
 # ---- Open WebUI and SillyTavern, request by request ----
