@@ -56,7 +56,7 @@ const char *err_name(int code)
 {
   static const char *const names[] = {"ok",     "arg",      "notfound", "busy",   "nomem",   "file", "policy", "device",
                                       "cancel", "internal", "toobig",   "method", "timeout", "type", "auth", "notready",
-                                      "conflict", "full",  "crashed",  "gone"};
+                                      "conflict", "full",  "crashed",  "gone", "absent"};
   unsigned i = 0u - (unsigned)code; /* defined for INT_MIN too */
 
   return code <= 0 && i < sizeof names / sizeof *names ? names[i] : "unknown";

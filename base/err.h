@@ -32,7 +32,8 @@ enum err_code {
   E_CONFLICT = -16, /* an idempotency key that was used with another body: 422 */
   E_FULL = -17,     /* the disk is full: 507 */
   E_CRASHED = -18,  /* of a durable job: the process ended during each attempt to draw it: 500 */
-  E_GONE = -19      /* the client closed the connection: nobody reads the answer */
+  E_GONE = -19,     /* the client closed the connection: nobody reads the answer */
+  E_ABSENT = -20    /* clients of other servers ask for it, and this one cannot do it: 501 */
 };
 
 struct err {

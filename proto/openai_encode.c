@@ -31,6 +31,7 @@ static const struct {
     {E_INTERNAL, 500, "server_error", "internal_error"},
     {E_FILE, 500, "server_error", "bad_file"},
     {E_CRASHED, 500, "server_error", "crashed"},
+    {E_ABSENT, 501, "invalid_request_error", "not_implemented"},
     {E_NOMEM, 503, "server_error", "out_of_memory"},
     {E_POLICY, 503, "server_error", "safety_unavailable"},
     {E_DEVICE, 503, "server_error", "device_failed"},

@@ -400,7 +400,7 @@ int sdapi_decode_png_info(uint8_t **file, size_t *n, const char *body, size_t le
   return ret;
 }
 
-int sdapi_skips_picture(const char *query)
+int sdapi_query_flag(const char *query)
 {
   return query && (!strcasecmp(query, "true") || !strcmp(query, "1") || !strcasecmp(query, "yes") || !strcasecmp(query, "on"));
 }

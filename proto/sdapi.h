@@ -45,8 +45,8 @@ MUST_CHECK int sdapi_take_tags(struct request *r, int is_dropped, struct err *e)
 /* The file of POST png-info ({"image": base64}), malloc'ed, the caller's. E_ARG, E_NOMEM. */
 MUST_CHECK int sdapi_decode_png_info(uint8_t **file, size_t *n, const char *body, size_t len, struct err *e);
 
-/* Whether GET progress asks for the picture: query is the value of skip_current_image, NULL when it is not there. */
-int sdapi_skips_picture(const char *query);
+/* Whether a flag of a query is set, as FastAPI reads it: query is its value, NULL when it is not there. */
+int sdapi_query_flag(const char *query);
 
 /* ---- answers ---- */
 
@@ -112,8 +112,22 @@ struct sdapi_server {
 };
 
 /* Answers GET /sdapi/v1/NAME for a name of: options, sd-models, samplers, schedulers, loras, upscalers, latent-upscale-modes, sd-vae, sd-modules, embeddings,
- * hypernetworks, face-restorers, realesrgan-models, prompt-styles, scripts, script-info, cmd-flags, memory. E_NOTFOUND for any other. */
+ * hypernetworks, face-restorers, realesrgan-models, prompt-styles, scripts, script-info, extensions, cmd-flags, memory. E_NOTFOUND for any other. */
 MUST_CHECK int sdapi_encode_list(struct buf *out, const char *name, const struct sdapi_server *s, struct err *e);
+
+/* What GET system-info/status is asked for, and is made of. */
+struct sdapi_status {
+  const struct sdapi_server *server;
+  const struct sdapi_progress *progress; /* of the caller's job at hand */
+  int64_t now, up_s;            /* seconds since 1970, since the start */
+  int has_state, has_memory;
+};
+
+/* {"version", "uptime", "timestamp", "state", "memory", ...} as SD.Next's clients read it; what is not told of the machine is null. */
+MUST_CHECK int sdapi_encode_status(struct buf *out, const struct sdapi_status *s, struct err *e);
+
+/* GET /queue/status, which gradio answers for A1111: how many wait, and for how many seconds about. */
+MUST_CHECK int sdapi_encode_queue(struct buf *out, int waiting, double eta_s, struct err *e);
 
 /* Checks POST options: options are the operator's, so that one client cannot change what another gets. What says what is so already is accepted. E_ARG
  * names the option that would change something. */

@@ -199,28 +199,68 @@ double sdapi_progress_of(int picture, int n, int step, int steps)
   return p < 1 ? p : 1;
 }
 
-int sdapi_encode_progress(struct buf *out, const struct sdapi_progress *p, struct err *e)
+static json_t *state_json(const struct sdapi_progress *p)
 {
   char stamp[32] = "0";
   time_t started = (time_t)p->started;
-  struct err none = {0};
   struct tm tm;
 
-  e = e ? e : &none;
   if (p->job) {
     gmtime_r(&started, &tm);
     strftime(stamp, sizeof stamp, "%Y%m%d%H%M%S", &tm);
   }
+  return json_pack("{s:b,s:b,s:b,s:o,s:i,s:s,s:i,s:i,s:i}", "skipped", p->is_skipped, "interrupted", p->is_interrupted, "stopping_generation", 0, "job",
+                   json_make_text(p->job ? p->job : ""), "job_count", p->job ? p->n : 0, "job_timestamp", stamp, "job_no", p->job ? p->picture : 0,
+                   "sampling_step", p->job ? p->step : 0, "sampling_steps", p->job ? p->steps : 0);
+}
+
+int sdapi_encode_progress(struct buf *out, const struct sdapi_progress *p, struct err *e)
+{
+  struct err none = {0};
+
+  e = e ? e : &none;
   if (buf_add_str(out, "{\"current_image\":", e) || (p->file ? buf_add_str(out, "\"", e) || base64_encode(out, p->file, p->len, e) || buf_add_str(out, "\",", e)
                                                               : buf_add_str(out, "null,", e)))
     return e->code;
   return json_add_value(out,
-                        json_pack("{s:f,s:f,s:{s:b,s:b,s:b,s:o,s:i,s:s,s:i,s:i,s:i},s:o}", "progress", p->progress, "eta_relative", p->eta_s, "state",
-                                  "skipped", p->is_skipped, "interrupted", p->is_interrupted, "stopping_generation", 0, "job",
-                                  json_make_text(p->job ? p->job : ""), "job_count", p->job ? p->n : 0, "job_timestamp", stamp, "job_no",
-                                  p->job ? p->picture : 0, "sampling_step", p->job ? p->step : 0, "sampling_steps", p->job ? p->steps : 0, "textinfo",
+                        json_pack("{s:f,s:f,s:o,s:o}", "progress", p->progress, "eta_relative", p->eta_s, "state", state_json(p), "textinfo",
                                   p->text ? json_make_text(p->text) : json_null()),
                         1, e);
+}
+
+/* ---- what SD.Next and gradio tell ---- */
+
+static json_t *memory_json(const struct sdapi_server *s)
+{
+  const double gib = 1 << 30;
+
+  return json_pack("{s:{s:f,s:f,s:f}}", "ram", "free", (double)(s->memory_total - s->memory_used) / gib, "used", (double)s->memory_used / gib, "total",
+                   (double)s->memory_total / gib);
+}
+
+int sdapi_encode_status(struct buf *out, const struct sdapi_status *s, struct err *e)
+{
+  char uptime[32], stamp[32];
+  time_t now = (time_t)s->now;
+  struct tm tm;
+
+  gmtime_r(&now, &tm);
+  strftime(stamp, sizeof stamp, "%Y-%m-%d %H:%M:%S", &tm);
+  snprintf(uptime, sizeof uptime, "%lld:%02d:%02d", (long long)s->up_s / 3600, (int)(s->up_s / 60 % 60), (int)(s->up_s % 60));
+  return json_add_value(out,
+                        json_pack("{s:{s:s,s:o},s:s,s:s,s:o,s:o,s:n,s:n,s:n,s:n,s:n,s:n,s:n,s:n}", "version", "app", "safelight", "version",
+                                  json_make_text(s->server->version), "uptime", uptime, "timestamp", stamp, "state",
+                                  s->has_state ? state_json(s->progress) : json_null(), "memory", s->has_memory ? memory_json(s->server) : json_null(),
+                                  "platform", "torch", "gpu", "optimizations", "crossatention", "device", "backend", "pipeline"),
+                        0, e);
+}
+
+int sdapi_encode_queue(struct buf *out, int waiting, double eta_s, struct err *e)
+{
+  return json_add_value(out,
+                        json_pack("{s:s,s:n,s:i,s:n,s:n,s:n,s:f}", "msg", "estimation", "rank", "queue_size", waiting, "avg_event_process_time",
+                                  "avg_event_concurrent_process_time", "rank_eta", "queue_eta", eta_s),
+                        0, e);
 }
 
 int sdapi_encode_error(struct buf *out, const struct err *what, struct err *e)

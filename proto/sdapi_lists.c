@@ -119,7 +119,7 @@ static const struct {
     {"loras", loras_json},           {"upscalers", upscalers_json},    {"latent-upscale-modes", empty_json}, {"sd-vae", empty_json},
     {"sd-modules", empty_json},      {"embeddings", embeddings_json},  {"hypernetworks", empty_json},      {"face-restorers", empty_json},
     {"realesrgan-models", empty_json}, {"prompt-styles", empty_json},  {"scripts", scripts_json},          {"script-info", empty_json},
-    {"cmd-flags", flags_json},       {"memory", memory_json},
+    {"extensions", empty_json},      {"cmd-flags", flags_json},       {"memory", memory_json},
 };
 
 int sdapi_encode_list(struct buf *out, const char *name, const struct sdapi_server *s, struct err *e)

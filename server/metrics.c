@@ -17,7 +17,7 @@
 #include "server/process.h"
 
 enum type { COUNTER, GAUGE, HISTOGRAM };
-enum { STATUSES = 25, NS = 1000000000 };
+enum { STATUSES = 26, NS = 1000000000 };
 
 struct family {
   const char *name, *help;
@@ -45,9 +45,9 @@ static const char *const memories[MEMORY_COUNT] = {"weights", "activations"};
 
 /* The statuses the server sends; the last stands for any other. */
 static const int status_of[STATUSES - 1] = {200, 202, 204, 206, 304, 400, 401, 403, 404, 405, 406, 408,
-                                            409, 410, 413, 415, 422, 429, 431, 499, 500, 503, 504, 507};
+                                            409, 410, 413, 415, 422, 429, 431, 499, 500, 501, 503, 504, 507};
 static const char *const statuses[STATUSES] = {"200", "202", "204", "206", "304", "400", "401", "403", "404", "405", "406",  "408",
-                                               "409", "410", "413", "415", "422", "429", "431", "499", "500", "503", "504", "507", "other"};
+                                               "409", "410", "413", "415", "422", "429", "431", "499", "500", "501", "503", "504", "507", "other"};
 
 static const int64_t request_bounds[] = {MS(1),   MS(5),    MS(10),   MS(25),   MS(50),    MS(100),   MS(250),   MS(500),
                                          MS(1000), MS(2500), MS(5000), MS(10000), MS(30000), MS(60000), MS(120000), MS(300000)};
@@ -214,6 +214,7 @@ enum metric_surface metric_surface_of(const char *path)
 {
   static const struct { const char *prefix; enum metric_surface surface; } known[] = {
       {"/v1/jobs", SURFACE_NATIVE}, {"/v1/files", SURFACE_NATIVE}, {"/v1/", SURFACE_OPENAI}, {"/sdapi/", SURFACE_SDAPI}, {"/internal/", SURFACE_SDAPI},
+      {"/queue/", SURFACE_SDAPI},
       {"/healthz", SURFACE_OPS},    {"/readyz", SURFACE_OPS},      {"/metrics", SURFACE_OPS},
   };
 

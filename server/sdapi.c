@@ -96,24 +96,36 @@ static struct sdapi_progress progress_of(const struct job_view *v)
   };
 }
 
+static int query_flag(const struct exchange *x, const char *name)
+{
+  return sdapi_query_flag(MHD_lookup_connection_value(x->connection, MHD_GET_ARGUMENT_KIND, name));
+}
+
+/* How the caller's job at hand stands, all zero when there is none. v is what it borrows from. */
+static struct sdapi_progress find_progress(struct exchange *x, const char *caller, int wants_preview, struct job_view *v)
+{
+  struct sdapi_progress p = {0};
+  uint64_t serial;
+  struct job *j = job_find_caller(x->h->jobs, caller, &surface_sdapi, &serial);
+
+  if (j && look(x->h->jobs, j, serial, wants_preview, v))
+    p = progress_of(v);
+  if (!wants_preview)
+    p.file = NULL;
+  return p;
+}
+
 static enum MHD_Result answer_progress(struct exchange *x)
 {
-  const char *skips = MHD_lookup_connection_value(x->connection, MHD_GET_ARGUMENT_KIND, "skip_current_image");
-  struct sdapi_progress p = {0};
+  struct sdapi_progress p;
   struct job_view v = {0};
   char caller[FAIR_NAME];
-  uint64_t serial;
-  struct job *j;
   struct buf b;
   int r;
 
   if (find_caller(x, caller))
     return send_error(x);
-  j = job_find_caller(x->h->jobs, caller, &surface_sdapi, &serial);
-  if (j && look(x->h->jobs, j, serial, !sdapi_skips_picture(skips), &v))
-    p = progress_of(&v);
-  if (sdapi_skips_picture(skips))
-    p.file = NULL;
+  p = find_progress(x, caller, !query_flag(x, "skip_current_image"), &v);
   buf_init(&b, 64 << 20);
   r = sdapi_encode_progress(&b, &p, &x->err);
   blob_unref(v.preview);
@@ -219,6 +231,65 @@ static enum MHD_Result answer_list(struct exchange *x)
   return send_error(x);
 }
 
+/* SD.Next's, which Krita's plugin asks. */
+static enum MHD_Result answer_status(struct exchange *x)
+{
+  struct sdapi_progress p;
+  struct job_view v = {0};
+  char caller[FAIR_NAME];
+  struct told *t;
+  struct buf b;
+
+  if (find_caller(x, caller) || !(t = tell(x)))
+    return send_error(x);
+  p = find_progress(x, caller, 0, &v);
+  buf_init(&b, 64 << 10);
+  (void)!sdapi_encode_status(&b,
+                             &(struct sdapi_status){.server = &t->server,
+                                                    .progress = &p,
+                                                    .now = (int64_t)time(NULL),
+                                                    .up_s = (int64_t)time(NULL) - worker_serving(x->h->worker)->loaded_s,
+                                                    .has_state = query_flag(x, "state") || query_flag(x, "full"),
+                                                    .has_memory = query_flag(x, "memory") || query_flag(x, "full")},
+                             &x->err);
+  blob_unref(v.preview);
+  free(t);
+  if (!x->err.code)
+    return send_json(x, 200, &b);
+  buf_close(&b);
+  return send_error(x);
+}
+
+/* Gradio's, by which Krita's plugin finds out whether there is a server. */
+static enum MHD_Result answer_queue(struct exchange *x)
+{
+  int waiting = jobs_count(x->h->jobs).waiting;
+  char caller[FAIR_NAME];
+  struct buf b;
+
+  buf_init(&b, 4096);
+  if (!find_caller(x, caller))
+    (void)!sdapi_encode_queue(&b, waiting, waiting ? jobs_retry_after(x->h->jobs) : 0, &x->err);
+  if (!x->err.code)
+    return send_json(x, 200, &b);
+  buf_close(&b);
+  return send_error(x);
+}
+
+/* What A1111 does with other models than the one that draws. */
+static enum MHD_Result answer_absent(struct exchange *x)
+{
+  char caller[FAIR_NAME];
+
+  if (find_caller(x, caller))
+    return send_error(x);
+  if (strstr(x->route->path, "interrogate"))
+    err_set(&x->err, E_ABSENT, "this server cannot describe pictures: it has no interrogator");
+  else
+    err_set(&x->err, E_ABSENT, "this server cannot enlarge or restore pictures: it has no upscalers and no face restorers; ask for the size that you need");
+  return send_error(x);
+}
+
 static enum MHD_Result answer_set_options(struct exchange *x)
 {
   struct told *t = tell(x);
@@ -269,6 +340,13 @@ const struct route sdapi_routes[] = {
     ROUTE("POST", "options", answer_set_options, .body = BODY_JSON),
     ROUTE("POST", "refresh-checkpoints", answer_refresh, .body = BODY_NONE),
     ROUTE("POST", "refresh-loras", answer_refresh, .body = BODY_NONE),
+    ROUTE("POST", "refresh-vae", answer_refresh, .body = BODY_NONE),
+    ROUTE("POST", "refresh-embeddings", answer_refresh, .body = BODY_NONE),
+    ROUTE("POST", "interrogate", answer_absent, .body = BODY_NONE, .takes_files = 1),
+    ROUTE("POST", "extra-single-image", answer_absent, .body = BODY_NONE, .takes_files = 1),
+    ROUTE("POST", "extra-batch-images", answer_absent, .body = BODY_NONE, .takes_files = 1),
+    ROUTE("GET", "system-info/status", answer_status, .body = BODY_NONE),
+    {.path = "/queue/status", .method = "GET", .answer = answer_queue, .surface = &surface_sdapi},
     ROUTE("POST", "png-info", answer_png_info, .body = BODY_JSON, .takes_files = 1),
     LIST("sd-models"),
     LIST("samplers"),
@@ -285,6 +363,7 @@ const struct route sdapi_routes[] = {
     LIST("prompt-styles"),
     LIST("scripts"),
     LIST("script-info"),
+    LIST("extensions"),
     LIST("cmd-flags"),
     LIST("memory"),
 };

@@ -511,8 +511,8 @@ static void test_limits(void **state)
 int main(int argc, char **argv)
 {
   static const struct CMUnitTest tests[] = {cmocka_unit_test(test_cpu),       cmocka_unit_test(test_helpers), cmocka_unit_test(test_ref),
-                                            cmocka_unit_test(test_one_fails), cmocka_unit_test(test_cuts), cmocka_unit_test(test_lanes),   cmocka_unit_test(test_thread_counts),
-                                            cmocka_unit_test(test_limits)};
+                                            cmocka_unit_test(test_one_fails), cmocka_unit_test(test_lanes),   cmocka_unit_test(test_thread_counts),
+                                            cmocka_unit_test(test_limits),    cmocka_unit_test(test_cuts)};
 
   if (argc > 1)
     cmocka_set_test_filter(argv[1]);

@@ -104,7 +104,7 @@ static void test_err_long_text(void **state)
 static void test_err_name(void **state)
 {
   (void)state;
-  for (int code = E_GONE; code <= E_OK; code++) {
+  for (int code = E_ABSENT; code <= E_OK; code++) {
     assert_string_not_equal(err_name(code), "unknown");
     for (int other = code + 1; other <= E_OK; other++)
       assert_string_not_equal(err_name(code), err_name(other));
@@ -112,7 +112,7 @@ static void test_err_name(void **state)
   assert_string_equal(err_name(E_OK), "ok");
   assert_string_equal(err_name(E_ARG), "arg");
   assert_string_equal(err_name(E_AUTH), "auth");
-  assert_string_equal(err_name(E_GONE - 1), "unknown");
+  assert_string_equal(err_name(E_ABSENT - 1), "unknown");
   assert_string_equal(err_name(1), "unknown");
   assert_string_equal(err_name(INT_MIN), "unknown");
   assert_string_equal(err_name(INT_MAX), "unknown");

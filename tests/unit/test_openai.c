@@ -538,7 +538,7 @@ static void test_errors(void **state)
     int code, status;
   } map[] = {{E_ARG, 400},   {E_AUTH, 401},     {E_NOTFOUND, 404}, {E_METHOD, 405}, {E_TOOBIG, 413},  {E_TYPE, 415},  {E_BUSY, 429},
              {E_NOMEM, 503}, {E_INTERNAL, 500}, {E_POLICY, 503},   {E_DEVICE, 503}, {E_NOTREADY, 503}, {E_TIMEOUT, 504},
-             {E_CONFLICT, 422}, {E_FULL, 507}, {E_CRASHED, 500}, {E_GONE, 499}, {-999, 500}};
+             {E_CONFLICT, 422}, {E_FULL, 507}, {E_CRASHED, 500}, {E_GONE, 499}, {E_ABSENT, 501}, {-999, 500}};
   struct err what = {0}, e = {0};
   struct buf b;
   json_t *root, *j;

@@ -337,8 +337,35 @@ static void test_progress_and_errors(void **state)
     json_decref(j);
     p = (struct sdapi_progress){0};
   }
+  struct sdapi_server server = {.lim = &lim, .version = "9", .memory_used = 1 << 29, .memory_total = 1 << 30};
+  struct sdapi_progress at = {.job = "j", .n = 2, .step = 3};
+  struct sdapi_status st = {.server = &server, .progress = &at, .now = 86400, .up_s = 36 * 3600 + 62, .has_state = 1};
+  for (int has_memory = 0; has_memory < 2; has_memory++) {
+    b.len = 0;
+    st.has_memory = has_memory;
+    st.has_state = !has_memory;
+    assert_int_equal(sdapi_encode_status(&b, &st, &e), 0);
+    j = json_loads(b.p, JSON_REJECT_DUPLICATES, NULL);
+    assert_non_null(j);
+    assert_string_equal(text_at(j, "uptime"), "36:01:02");
+    assert_string_equal(text_at(j, "timestamp"), "1970-01-02 00:00:00");
+    assert_string_equal(text_at(json_object_get(j, "version"), "version"), "9");
+    assert_true(json_is_null(json_object_get(j, has_memory ? "state" : "memory")) && json_is_null(json_object_get(j, "gpu")));
+    s = json_object_get(j, has_memory ? "memory" : "state");
+    if (has_memory)
+      assert_true(json_real_value(json_object_get(json_object_get(s, "ram"), "free")) == 0.5);
+    else
+      assert_int_equal(json_integer_value(json_object_get(s, "sampling_step")), 3);
+    json_decref(j);
+  }
+  b.len = 0;
+  assert_int_equal(sdapi_encode_queue(&b, 3, 2.5, &e), 0);
+  j = json_loads(b.p, JSON_REJECT_DUPLICATES, NULL);
+  assert_int_equal(json_integer_value(json_object_get(j, "queue_size")), 3);
+  assert_true(json_real_value(json_object_get(j, "queue_eta")) == 2.5 && json_is_null(json_object_get(j, "rank")));
+  json_decref(j);
   assert_true(sdapi_progress_of(0, 1, 0, 20) == 0.01 && sdapi_progress_of(1, 2, 10, 20) == 0.76 && sdapi_progress_of(1, 2, 20, 20) == 1);
-  assert_true(sdapi_skips_picture("true") && sdapi_skips_picture("1") && !sdapi_skips_picture("false") && !sdapi_skips_picture(NULL));
+  assert_true(sdapi_query_flag("true") && sdapi_query_flag("1") && !sdapi_query_flag("false") && !sdapi_query_flag(NULL));
   b.len = 0;
   err_field(&what, E_ARG, "steps", "steps must be \"less\"");
   assert_int_equal(sdapi_encode_error(&b, &what, &e), 0);

@@ -233,12 +233,54 @@ def test_refusals(daemon, name, fields, words):
 
 
 def test_paths_and_methods(daemon):
-    for path in ("/sdapi/v1/extra-single-image", "/sdapi/v1/", "/sdapi/v1/progress/"):
+    for path in ("/sdapi/v1/sd-modules/x", "/sdapi/v1/", "/sdapi/v1/progress/"):
         answer = daemon.request("POST", path, "{}", {"Content-Type": "application/json"})
         assert answer.status == 404 and "detail" in answer.json
     for path, methods in (("txt2img", "POST"), ("progress", "GET, HEAD"), ("options", "GET, HEAD, POST")):
         answer = daemon.request("DELETE", f"/sdapi/v1/{path}")
         assert answer.status == 405 and answer.headers["allow"] == methods and "detail" in answer.json
+
+
+def test_what_is_absent_says_so(shared):
+    """Clients have buttons for it: each is told why not, in A1111's shape, also with a picture in the body; who shows a wrong key hears of that."""
+    a = api(shared, username="x", password=KEYS["anna"])
+    for ask, word in ((lambda: a.interrogate(picture()), "interrogator"), (lambda: a.extra_single_image(picture(), upscaler_1="R-ESRGAN 4x+"), "upscalers"),
+                      (lambda: a.extra_batch_images([picture(), picture()]), "face restorers")):
+        with pytest.raises(RuntimeError) as refused:
+            ask()
+        assert refused.value.args[0] == 501 and word in refused.value.args[1]
+    for name in ("interrogate", "extra-single-image", "extra-batch-images"):
+        answer = post(shared, name, {"image": "A" * 3000000})
+        assert answer.status == 501 and set(answer.json) == {"error", "detail", "body", "errors", "param"}, answer.body
+        assert post(shared, name, {}, Authorization=basic("wrong")).status == 401
+    assert re.search(r'requests_total\{surface="sdapi",status="501"\} 6', shared.get("/metrics").body.decode())
+
+
+def test_krita(shared, slow):
+    """What cyanic-sd-krita asks when it starts (krita_comm.py: it is there when /queue/status is an object), what its status bar shows, and what it draws."""
+    queue = shared.get("/queue/status").json
+    assert queue["queue_size"] == 0 and queue["queue_eta"] == 0 and queue["msg"] == "estimation"
+    names = ("options", "sd-models", "sd-vae", "samplers", "schedulers", "upscalers", "face-restorers", "prompt-styles", "scripts", "loras", "embeddings",
+             "hypernetworks", "progress", "extensions")
+    told = {name: shared.get(f"/sdapi/v1/{name}") for name in names}
+    assert all(answer.status == 200 for answer in told.values()) and told["options"].json["img2img_color_correction"] is False and told["extensions"].json == []
+    status = shared.get("/sdapi/v1/system-info/status").json
+    assert status["version"]["app"] == "safelight" and re.fullmatch(r"\d+:\d\d:\d\d", status["uptime"]) and status["state"] is status["memory"] is None
+    full = shared.get("/sdapi/v1/system-info/status?full=true&refresh=true", Authorization=basic(KEYS["anna"])).json
+    assert set(full) == set(status) and full["state"]["job_count"] == 0 and 0 < full["memory"]["ram"]["used"] < full["memory"]["ram"]["total"] < 1 << 14
+    slow("anna")
+    until(lambda: shared.get("/sdapi/v1/system-info/status?state=true", Authorization=basic(KEYS["anna"])).json["state"]["sampling_step"], "a step", 60)
+    assert shared.get("/sdapi/v1/system-info/status?state=true").json["state"]["job_count"] == 0  # of the caller's own alone
+    for name in ("refresh-vae", "refresh-embeddings"):
+        assert post(shared, name, {}).json is None
+    assert shared.get("/queue/status", Authorization=basic("wrong")).status == shared.get("/sdapi/v1/system-info/status", Authorization=basic("x")).status == 401
+    body = {"prompt": "a red apple", "negative_prompt": "", "seed": -1, "steps": 2, "cfg_scale": 7, "sampler_name": "Euler a", "width": 64, "height": 64,
+            "batch_size": 1, "n_iter": 1, "denoising_strength": 0.75, "mask_blur": 4, "inpainting_fill": 1, "inpaint_full_res": True,
+            "inpaint_full_res_padding": 8, "init_images": [base64_of(picture(90, 70))], "mask": base64_of(square(90, 70, (20, 20, 50, 50))),
+            "override_settings": {"sd_model_checkpoint": told["options"].json["sd_model_checkpoint"], "sd_vae": "Automatic", "img2img_color_correction": False},
+            "override_settings_restore_afterwards": False}
+    [image] = images(post(shared, "img2img", body))
+    assert image.size == (90, 70)
 
 
 # ---- progress, interrupt, skip ----
