@@ -248,7 +248,7 @@ static enum MHD_Result answer_status(struct exchange *x)
                              &(struct sdapi_status){.server = &t->server,
                                                     .progress = &p,
                                                     .now = (int64_t)time(NULL),
-                                                    .up_s = (int64_t)time(NULL) - worker_serving(x->h->worker)->loaded_s,
+                                                    .up_s = (int64_t)time(NULL) - x->h->worker->serving.loaded_s,
                                                     .has_state = query_flag(x, "state") || query_flag(x, "full"),
                                                     .has_memory = query_flag(x, "memory") || query_flag(x, "full")},
                              &x->err);
