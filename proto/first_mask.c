@@ -9,13 +9,13 @@
 
 /* ---- blur ---- */
 
-enum { BLUR_RADIUS = 160, BLUR_TAPS = 2 * BLUR_RADIUS + 1 }; /* of sigma 64 */
+enum { BLUR_RADIUS = 160 }; /* of sigma 64 */
 
 /* One direction's weights, and room for a line. */
 struct blur {
   int radius;
-  float tap[BLUR_TAPS];
-  float *line, *sum;   /* (n + 2 * radius), (n): of the longest line */
+  float tap[BLUR_RADIUS + 1]; /* of the pixel itself, and of each of the two at that distance */
+  float *line, *sum;          /* (n + 2 * radius), (n): of the longest line */
 };
 
 static void blur_taps(struct blur *b, float sigma)
@@ -23,21 +23,37 @@ static void blur_taps(struct blur *b, float sigma)
   float sum = 0;
 
   b->radius = (int)(2.5f * sigma + 0.5f);
-  for (int k = -b->radius; k <= b->radius; k++)
-    sum += b->tap[k + b->radius] = b->radius ? expf(-(float)(k * k) / (2 * sigma * sigma)) : 1;
-  for (int k = 0; k <= 2 * b->radius; k++)
+  for (int k = 0; k <= b->radius; k++) {
+    b->tap[k] = k ? expf(-(float)(k * k) / (2 * sigma * sigma)) : 1;
+    sum += k ? 2 * b->tap[k] : b->tap[k];
+  }
+  for (int k = 0; k <= b->radius; k++)
     b->tap[k] /= sum;
 }
 
-/* Along a line of n pixels that lie step bytes apart. Weight by weight, so that a compiler can do several pixels at once; the order of the sum is the same. */
+/* Most lines of most masks are of one value, and stay so. */
+static int is_flat(const uint8_t *p, size_t step, int n)
+{
+  for (int i = 1; i < n; i++)
+    if (p[(size_t)i * step] != *p)
+      return 0;
+  return 1;
+}
+
+/* Along a line of n pixels that lie step bytes apart: weight by weight, so that the innermost loop is one that compilers know. */
 static void blur_line(uint8_t *p, size_t step, int n, const struct blur *b)
 {
+  const float *middle = b->line + b->radius;
+
+  if (is_flat(p, step, n))
+    return;
   for (int i = -b->radius; i < n + b->radius; i++)
     b->line[i + b->radius] = (float)p[(size_t)(i < 0 ? 0 : i >= n ? n - 1 : i) * step];
-  memset(b->sum, 0, (size_t)n * sizeof *b->sum);
-  for (int k = 0; k <= 2 * b->radius; k++)
+  for (int i = 0; i < n; i++)
+    b->sum[i] = b->tap[0] * middle[i];
+  for (int k = 1; k <= b->radius; k++)
     for (int i = 0; i < n; i++)
-      b->sum[i] += b->tap[k] * b->line[i + k];
+      b->sum[i] += b->tap[k] * (middle[i - k] + middle[i + k]);
   for (int i = 0; i < n; i++)
     p[(size_t)i * step] = (uint8_t)(b->sum[i] + 0.5f);
 }
@@ -49,10 +65,10 @@ int first_mask_blur(uint8_t *mask, int w, int h, float across, float down, struc
 
   if (!(across <= 64 && down <= 64))
     return err_set(e, E_ARG, "a mask cannot be blurred by more than 64 pixels");
-  b.line = malloc((2 * longest + BLUR_TAPS) * sizeof *b.line);
+  b.line = malloc((2 * longest + 2 * BLUR_RADIUS) * sizeof *b.line);
   if (!b.line)
     return err_set(e, E_NOMEM, "out of memory to blur the mask");
-  b.sum = b.line + longest + BLUR_TAPS;
+  b.sum = b.line + longest + 2 * BLUR_RADIUS;
   blur_taps(&b, across);
   for (int y = 0; y < h && b.radius; y++)
     blur_line(mask + (size_t)y * (size_t)w, 1, w, &b);
