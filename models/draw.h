@@ -23,7 +23,7 @@ struct first {
 };
 
 struct draw {
-  struct model *m;
+  struct model *m;                      /* that it was prepared with; from draw_start on that of its lane */
   struct generation *g;                 /* pinned by draw_start; a reference */
   struct draw_params p;                 /* texts and pictures of the caller are not kept */
   struct sampler_plan plan;

@@ -1,7 +1,7 @@
 /*
  * model.c - loads a checkpoint (or draws one in memory); see pipeline.h and model.h. Its activation memory: plan.c, lane.c.
  *
- * Called by server/worker.c, server/generate.c, server/bench.c, tests. Invariants: a model that model_open returned is complete:
+ * Called by server/device.c, server/generate.c, server/bench.c, tests. Invariants: a model that model_open returned is complete:
  * every tensor that its configuration needs was there, finite and of the right shape. Threads: the thread that owns the backend.
  */
 #include "models/model.h"

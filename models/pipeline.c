@@ -190,6 +190,11 @@ int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err 
 
   if (!(l->work & LANE_ENDS))
     return err_set(e, E_INTERNAL, "this lane has no memory for encoding a prompt");
+  if (strcmp(d->m->base->digest, l->m->base->digest))
+    return err_set(e, E_INTERNAL, "the picture was prepared for another checkpoint");
+  if ((g->base ? g->base : g) != l->m->base)
+    return err_set(e, E_INTERNAL, "the generation was built on another device than the one that draws");
+  d->m = l->m;
   r = be->ops->mem_alloc(be, lay_out(d, NULL), &d->mem, e);
   if (r)
     return r;

@@ -3,9 +3,10 @@
  *
  * A `struct model` is one loaded checkpoint and is immutable. A `struct draw` is one picture on its way: its latents, its
  * encoded prompts, its place in the sampler's plan. It is prepared on any thread, started and decoded on the thread of a lane
- * (lane.h), and stepped by the device thread, alone (draw_step) or with others (batch.h).
+ * (lane.h), and stepped by the device thread, alone (draw_step) or with others (batch.h). Where several devices hold the same checkpoint, each has a
+ * model of its own, and a picture becomes that one's when it is started.
  *
- * Called by server/worker.c, server/generate.c, server/bench.c and tests. Threads: a draw is used by one thread at a time, and handed over
+ * Called by server/device.c, server/generate.c, server/bench.c and tests. Threads: a draw is used by one thread at a time, and handed over
  * under a lock. What takes a lane runs on that lane's thread. draw_preview alone may run beside steps; see there.
  */
 #ifndef SAFELIGHT_MODELS_PIPELINE_H
@@ -81,7 +82,8 @@ MUST_CHECK int model_reserve_for(struct model *m, int width, int height, int wor
  * the field ("width", "steps", "prompt", ...) and the bound. */
 MUST_CHECK int draw_prepare(struct draw **d, struct model *m, const struct draw_params *p, struct err *e);
 /* Pins the generation g (a reference of its own, until draw_close), encodes the prompts through it and draws the initial noise, on a lane with
- * LANE_ENDS. Every later call for this picture reads g's weights, VAE included. */
+ * LANE_ENDS. Every later call for this picture reads g's weights, VAE included. The lane's model may be another one than the picture was prepared with, if it
+ * is the same checkpoint, reserved for the same size: from here on the picture is that model's, and g must be built over its base (else E_INTERNAL). */
 MUST_CHECK int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err *e);
 const struct generation *draw_generation(const struct draw *d); /* NULL before draw_start */
 size_t draw_bytes(const struct draw *d);     /* of device memory from draw_start to draw_close */
