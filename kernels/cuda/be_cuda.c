@@ -179,7 +179,7 @@ static int cuda_mem_alloc(struct be *be, size_t bytes, void **p, struct err *e)
 
 static void cuda_mem_free(struct be *be, void *p)
 {
-  (void)be;
+  (void)cuda_of(be);
   (void)cudaFree(p);
 }
 

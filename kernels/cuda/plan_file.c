@@ -1,5 +1,5 @@
 /*
- * plan_file.c - see plan_file.h. Called by vendor_dnn.c. Threads: any; no state.
+ * plan_file.c - see plan_file.h. Called by vendor_dnn.c. Threads: any; several may write the same plan at once, of two GPUs of one kind for example.
  */
 #include "kernels/cuda/plan_file.h"
 

@@ -3,8 +3,10 @@
  *
  * A stream is a FIFO whose entries run at once; while a graph is captured they are recorded instead, with copies of their arguments, and
  * run each time the graph is launched. Allocating, waiting and freeing during a capture are errors, as on a device.
- * Device memory has exactly the size that was asked for, so that ASan's red zones begin where it ends, and starts as NaN.
+ * Device memory has exactly the size that was asked for, so that ASan's red zones begin where it ends, and starts as NaN. While work of one device runs
+ * the memory of the others is poisoned: a real device might reach it, slowly, or fail, and no op of ours means to.
  */
+#include <sanitizer/asan_interface.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,11 +28,20 @@ struct cudasim_stream {
   struct cudasim_graph *capture; /* NULL: entries run at once */
 };
 
+struct block { /* of device memory */
+  struct block *next;
+  void *p;
+  size_t bytes;
+  int device;
+};
+
 struct cudasim_event {
   int is_recorded;
 };
 
 static int capturing, fail_in, fail_graphs, device_count = 1, current_device;
+static int reached; /* the device whose memory is not poisoned */
+static struct block *blocks;
 
 int cudasim_is_card(void)
 {
@@ -124,6 +135,24 @@ int cudaGetLastError(void)
 
 /* ---- memory ---- */
 
+static void set_reach(const struct block *b)
+{
+  if (b->device == reached)
+    ASAN_UNPOISON_MEMORY_REGION(b->p, b->bytes);
+  else
+    ASAN_POISON_MEMORY_REGION(b->p, b->bytes);
+}
+
+/* Work of this device runs next. */
+static void reach(int device)
+{
+  if (device == reached)
+    return;
+  reached = device;
+  for (const struct block *b = blocks; b; b = b->next)
+    set_reach(b);
+}
+
 static int allocate(void **p, size_t bytes)
 {
   int r = refused_in_capture("an allocation");
@@ -152,12 +181,35 @@ static int release(void *p)
 
 int cudaMalloc(void **p, size_t bytes)
 {
-  return allocate(p, bytes);
+  struct block *b;
+  int r = allocate(p, bytes);
+
+  if (r)
+    return r;
+  b = malloc(sizeof *b);
+  if (!b)
+    abort();
+  *b = (struct block){blocks, *p, bytes, current_device};
+  blocks = b;
+  set_reach(b);
+  return 0;
 }
 
 int cudaFree(void *p)
 {
-  return release(p);
+  struct block **at = &blocks, *b;
+  int r = release(p);
+
+  if (r || !p)
+    return r;
+  while (*at && (*at)->p != p)
+    at = &(*at)->next;
+  b = *at;
+  if (!b)
+    return cudasim_fail(cudaErrorInvalidValue, "freeing what is no memory of a device");
+  *at = b->next;
+  free(b);
+  return 0;
 }
 
 int cudaMallocHost(void **p, size_t bytes)
@@ -228,6 +280,7 @@ int cudasim_enqueue(struct cudasim_stream *s, int (*run)(void *arg), const void 
     return cudasim_fail(cudaErrorInvalidValue, "work for a stream of device %d while device %d is current", s->device, current_device);
   if (!s->capture) {
     memcpy(copy, arg, bytes);
+    reach(s->device);
     return run(copy);
   }
   n = malloc(sizeof *n);
@@ -334,6 +387,7 @@ int cudaGraphLaunch(struct cudasim_graph *exec, struct cudasim_stream *s)
   if (s->device != current_device)
     return cudasim_fail(cudaErrorInvalidValue, "a graph for device %d while device %d is current", s->device, current_device);
   cudasim_counters()->replays++;
+  reach(s->device);
   for (struct node *n = exec->first; n && !r; n = n->next)
     r = n->run(n->arg);
   return r;

@@ -11,7 +11,7 @@
  * hardware; work for a device that is not current; allocations and waits while a graph is captured. Errors stick, as on a device, until cudasim_reset().
  * What shows in the numbers: a missing barrier (threads run in an order that the seed picks, and shared memory starts as NaN); memory that
  * nobody wrote (fresh device memory is NaN). What ASan and UBSan end the program for: bounds of device memory and of shared arrays,
- * misaligned vector accesses, device memory freed too early.
+ * misaligned vector accesses, device memory freed too early, memory of another device than the one that computes.
  * What it cannot show: speed, races inside a warp, the vendor's libraries.
  *
  * Callers: tests. Threads: one; nothing here is locked.

@@ -335,6 +335,7 @@ static void test_devices(void **state)
   cudasim_devices(2);
   assert_int_equal(be_open(&none, &be_cuda, &(struct be_config){.device = 2}, &e), E_ARG);
   assert_non_null(strstr(e.msg, "no GPU 2"));
+  assert_non_null(strstr(e.msg, "offers 2"));
   e = (struct err){0};
   for (int i = 0; i < 2; i++)
     must(be_open(&be[i], &be_cuda, &(struct be_config){.device = i}, &e), &e);

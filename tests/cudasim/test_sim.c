@@ -126,6 +126,25 @@ static void test_bounds(void **state)
   assert_true(is_fatal(WIDE_AT, N));
 }
 
+/* What another device owns is out of bounds, while that one's own work may use it. */
+static void test_reach(void **state)
+{
+  cudaStream_t first = stream;
+  cudaStream_t second;
+
+  (void)state;
+  cudasim_devices(2);
+  assert_int_equal(cudaSetDevice(1), 0);
+  assert_int_equal(cudaStreamCreateWithFlags(&second, 0), 0);
+  stream = second;
+  assert_true(is_fatal(WRITE_AT, 0)); /* y is of device 0 */
+  assert_int_equal(cudaSetDevice(0), 0);
+  stream = first;
+  assert_false(is_fatal(WRITE_AT, 0));
+  assert_int_equal(cudaStreamDestroy(second), 0);
+  cudasim_devices(1);
+}
+
 static void test_limits(void **state)
 {
   (void)state;
@@ -249,6 +268,7 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_barriers, setup, teardown), cmocka_unit_test_setup_teardown(test_shuffles, setup, teardown),
       cmocka_unit_test_setup_teardown(test_races, setup, teardown),    cmocka_unit_test_setup_teardown(test_bounds, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_reach, setup, teardown),
       cmocka_unit_test_setup_teardown(test_limits, setup, teardown),   cmocka_unit_test_setup_teardown(test_graph, setup, teardown),
       cmocka_unit_test(test_no_device),                                cmocka_unit_test(test_out_of_memory),
       cmocka_unit_test_setup_teardown(test_sticky, setup, teardown),
