@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "server/cors.h"
+#include "server/devices.h"
 #include "server/peer.h"
 
 enum kind { TEXT, INT, NUMBER, BOOL };
@@ -37,7 +38,10 @@ static const struct option options[] = {
      "model needs one of its own."},
     {"name", TEXT, AT(name), "", 0, 63, NULL, "Name that clients know the model by; empty: the checkpoint's own."},
     {"backend", TEXT, AT(backend), "auto", 0, 0, "auto|cpu|cuda|ref", "What computes: auto is the best that this machine runs."},
-    {"threads", INT, AT(threads), "0", 0, 1024, NULL, "Threads that compute; 0: as many as the machine has."},
+    {"devices", TEXT, AT(devices), "0", 0, 0, NULL,
+     "Which GPUs draw, such as 0,1: each has a thread and the model's weights of its own, and takes jobs from the one queue. On a processor a list makes as "
+     "many engines beside each other, each with its share of the threads and, again, weights of its own."},
+    {"threads", INT, AT(threads), "0", 0, 1024, NULL, "Threads that compute, of all devices together; 0: as many as the machine has."},
     {"size", INT, AT(size), "0", 0, 16384, NULL, "Width and height of a picture when the client does not say; 0: the model's own."},
     {"max_size", INT, AT(max_size), "0", 0, 16384, NULL,
      "Longest side of a picture. Memory for it is reserved at start. 0: twice the model's own size."},
@@ -50,8 +54,8 @@ static const struct option options[] = {
     {"max_n", INT, AT(max_n), "10", 1, 10, NULL, "Most pictures in one request."},
     {"queue", INT, AT(queue), "64", 1, 4096, NULL, "Requests that may wait; one more is answered with 429."},
     {"running", INT, AT(running), "16", 1, 64, NULL,
-     "Pictures that are being drawn at once; each holds memory. Whose step is next is chosen anew at every step."},
-    {"batch", INT, AT(batch), "0", 0, 64, NULL, "Pictures that make one step together; 0: as many as the backend profits from."},
+     "Pictures that are being drawn at once on each device; each holds memory. Whose step is next is chosen anew at every step."},
+    {"batch", INT, AT(batch), "0", 0, 64, NULL, "Pictures that make one step together on a device; 0: as many as the backend profits from."},
     {"deadline_s", INT, AT(deadline_s), "600", 1, 86400, NULL, "Seconds a request may take, waiting included; then 504."},
     {"drain_s", INT, AT(drain_s), "30", 0, 86400, NULL,
      "Seconds that accepted requests have to finish after SIGTERM; what is left then gets 503."},
@@ -186,9 +190,10 @@ static int check_together(const struct config *c, struct err *e)
 {
   struct cors cors;
   struct peer_list proxies;
+  struct device_list devices;
 
   if (cors_read(&cors, c->cors_origins, e) || peer_read_list(&proxies, c->trusted_proxies, e) ||
-      check_public_url(c->public_url, e))
+      check_public_url(c->public_url, e) || devices_read(&devices, c->devices, e))
     return e->code;
   if (c->steps > c->max_steps)
     return err_field(e, E_ARG, "steps", "steps (%d) must not be more than max_steps (%d)", c->steps, c->max_steps);

@@ -22,6 +22,7 @@ struct config {
   char policy[CONFIG_TEXT];
   char name[CONFIG_TEXT];
   char backend[CONFIG_TEXT];
+  char devices[CONFIG_TEXT]; /* devices.h reads it */
   int threads;
   int size, max_size;
   int steps, max_steps;

@@ -9,7 +9,7 @@
  * ones at once, equal ones keep their order, and a long one's due time passes in the end, so that no stream of short jobs starves it.
  * Every FAIR_ROUND-th of the tenant's choices goes to whoever has waited longest for a turn, so that nobody waits behind a whole picture.
  *
- * Called by job.c (which waiting job starts) and worker.c (which pictures share the next step). Threads: plain data, under the caller's lock.
+ * Called by job.c (which waiting job starts) and job_desk.c (which pictures share the next step). Threads: plain data, under the caller's lock.
  */
 #ifndef SAFELIGHT_SERVER_FAIR_H
 #define SAFELIGHT_SERVER_FAIR_H

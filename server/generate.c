@@ -156,8 +156,9 @@ MUST_CHECK static int build_generation(struct model *m, struct be *be, const str
   const struct policy_profile *f = &p->profile[0];
   struct adapter *a[POLICY_REQUIRED_MAX] = {0};
   struct adapter_use use[POLICY_REQUIRED_MAX];
+  const struct proving on = {.model = m, .lane = be};
   struct verifier v;
-  int r = verifier_open(&v, m, be, e);
+  int r = verifier_open(&v, &on, 1, e);
 
   for (int i = 0; i < f->n_required && !r; i++) {
     r = verifier_adapter(&v, p, f->required[i].adapter, &a[i], e);

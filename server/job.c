@@ -1,5 +1,6 @@
 /*
- * job.c - see job.h: the table, the queues between threads, and nothing that knows HTTP or the engine beyond closing a draw. job_look.c is for onlookers.
+ * job.c - see job.h: the table, the queues between threads (but for those at a device's desk: job_desk.c), and nothing that knows HTTP or the engine
+ * beyond closing a draw. job_look.c is for onlookers.
  */
 #include "server/job.h"
 
@@ -31,12 +32,13 @@ void blob_unref(struct blob *b)
 
 /* ---- the table ---- */
 
-int jobs_open(struct jobs *js, int max_waiting, int running, struct err *e)
+int jobs_open(struct jobs *js, int max_waiting, int running, int devices, struct err *e)
 {
-  *js = (struct jobs){.max_waiting = max_waiting, .n = max_waiting + running + SPARE_JOBS};
+  assert(devices >= 1 && devices <= DEVICES_MAX);
+  *js = (struct jobs){.max_waiting = max_waiting, .n = max_waiting + running * devices + SPARE_JOBS, .room = running, .devices = devices};
   lock_init(&js->lock, "jobs");
-  pthread_cond_init(&js->has_work, NULL);
-  pthread_cond_init(&js->has_stage, NULL);
+  for (int i = 0; i < devices; i++)
+    desk_open(&js->desk[i]);
   pthread_cond_init(&js->has_parcel, NULL);
   pthread_cond_init(&js->has_reading, NULL);
   js->job = calloc((size_t)js->n, sizeof *js->job);
@@ -49,8 +51,6 @@ int jobs_open(struct jobs *js, int max_waiting, int running, struct err *e)
   metric_set(METRIC_QUEUE_CAPACITY, 0, max_waiting);
   js->reading_end = &js->reading;
   js->queue_end = &js->queue;
-  js->back_end = &js->back;
-  js->stage_end = &js->stage;
   js->parcel_end = &js->parcel;
   for (int i = js->n; i-- > 0;) {
     js->job[i].jobs = js;
@@ -67,8 +67,8 @@ void jobs_close(struct jobs *js)
   assert(!js->active);
   free(js->job);
   free(js->shares.share);
-  pthread_cond_destroy(&js->has_work);
-  pthread_cond_destroy(&js->has_stage);
+  for (int i = 0; i < js->devices; i++)
+    desk_close(&js->desk[i]);
   pthread_cond_destroy(&js->has_parcel);
   pthread_cond_destroy(&js->has_reading);
   lock_fini(&js->lock);
@@ -117,6 +117,7 @@ static void job_clear(struct job *j)
   first_init(&j->first);
   buf_init(&j->upload, BODY_MAX);
   j->target = NULL;
+  j->device = 0;
   j->generation = NULL;
   j->stamp = (struct safety_stamp){0};
   j->submitted_ns = j->taken_ns = 0;
@@ -202,8 +203,16 @@ void job_submit(struct jobs *js, struct job *j)
   j->next = NULL;
   *js->queue_end = j;
   js->queue_end = &j->next;
-  pthread_cond_signal(&js->has_work);
+  desks_wake(js);
   lock_drop(&js->lock);
+}
+
+/* The job is its device's no more. Pictures that were started have left the desk one by one (pic_return). */
+static void leave_device(struct jobs *js, struct job *j)
+{
+  HELD(&js->lock);
+  js->running--;
+  js->desk[j->device].pictures -= j->req.n - j->started;
 }
 
 void job_prepare(struct jobs *js, struct job *j)
@@ -211,7 +220,8 @@ void job_prepare(struct jobs *js, struct job *j)
   lock_take(&js->lock);
   assert((j->state == JOB_RESERVED || j->state == JOB_RUNNING) && j->wake);
   waiting_moves(js, j->state == JOB_RUNNING);
-  js->running -= j->state == JOB_RUNNING;
+  if (j->state == JOB_RUNNING)
+    leave_device(js, j);
   j->state = JOB_PREPARING;
   enter(js, j);
   lock_drop(&js->lock);
@@ -328,81 +338,31 @@ static struct job *next_waiting(struct jobs *js)
   return found;
 }
 
-struct job *job_take(struct jobs *js)
+struct job *job_take(struct jobs *js, int device)
 {
-  struct job *j;
+  struct job *j = NULL;
 
   lock_take(&js->lock);
-  j = next_waiting(js);
+  if (js->queue && desk_may_take(js, device))
+    j = next_waiting(js);
   if (j) {
     j->share->turns++;
     queue_remove(js, j);
     waiting_moves(js, -1);
     js->running++;
+    js->desk[device].pictures += j->req.n;
+    j->device = device;
     j->state = JOB_RUNNING;
     j->taken_ns = clock_ns();
     j->times.queue = (double)(j->taken_ns - j->submitted_ns) / 1e6;
     tell(j);
+    if (js->queue)
+      desks_wake(js);
   }
   lock_drop(&js->lock);
   if (j && js->limits)
     limits_start(js->limits, &j->ticket);
   return j;
-}
-
-int jobs_wait(struct jobs *js, int may_take)
-{
-  int has;
-
-  lock_take(&js->lock);
-  while (!js->back && !(may_take && js->queue) && !js->is_over)
-    lock_wait(&js->lock, &js->has_work);
-  has = js->back || (may_take && js->queue);
-  lock_drop(&js->lock);
-  return has;
-}
-
-struct picture *pics_returned(struct jobs *js)
-{
-  struct picture *p;
-
-  lock_take(&js->lock);
-  p = js->back;
-  js->back = NULL;
-  js->back_end = &js->back;
-  lock_drop(&js->lock);
-  return p;
-}
-
-void pic_send(struct jobs *js, struct picture *p, enum stage_work work)
-{
-  struct stage_item *item = work == STAGE_PREVIEW ? &p->preview_item : &p->item;
-
-  lock_take(&js->lock);
-  item->work = work;
-  item->next = NULL;
-  *js->stage_end = item;
-  js->stage_end = &item->next;
-  pthread_cond_signal(&js->has_stage);
-  lock_drop(&js->lock);
-}
-
-int jobs_choose(struct jobs *js, struct picture *const *ready, int n, int cap, struct picture **p)
-{
-  struct turn turn[JOB_ALIVE_MAX];
-  int chosen[JOB_ALIVE_MAX];
-
-  assert(n <= JOB_ALIVE_MAX);
-  lock_take(&js->lock);
-  for (int i = 0; i < n; i++) {
-    const struct job *j = ready[i]->job;
-    turn[i] = (struct turn){.share = j->share, .due_ns = j->due_ns, .last = ready[i]->last, .work = j->work};
-  }
-  n = fair_choose(turn, n, cap, chosen);
-  lock_drop(&js->lock);
-  for (int i = 0; i < n; i++)
-    p[i] = ready[chosen[i]];
-  return n;
 }
 
 void jobs_stepped(struct jobs *js, struct picture *const *p, int n, int64_t ns)
@@ -435,7 +395,7 @@ void job_drawn(struct jobs *js, struct job *j)
   lock_take(&js->lock);
   assert(j->state == JOB_RUNNING);
   j->state = JOB_DRAWN;
-  js->running--;
+  leave_device(js, j);
   parcel_add(js, &j->parcel);
   lock_drop(&js->lock);
 }
@@ -468,40 +428,14 @@ void job_fail(struct jobs *js, struct job *j)
   lock_take(&js->lock);
   assert((j->state == JOB_RUNNING || j->state == JOB_PREPARING) && j->err.code);
   waiting_moves(js, -(j->state == JOB_PREPARING));
-  js->running -= j->state == JOB_RUNNING;
+  if (j->state == JOB_RUNNING)
+    leave_device(js, j);
   w = make_done(js, j);
   lock_drop(&js->lock);
   call(w);
 }
 
-/* ---- stage thread ---- */
-
-struct stage_item *stage_next(struct jobs *js)
-{
-  struct stage_item *s;
-
-  lock_take(&js->lock);
-  while (!js->stage && !js->is_over)
-    lock_wait(&js->lock, &js->has_stage);
-  s = js->stage;
-  if (s) {
-    js->stage = s->next;
-    if (!js->stage)
-      js->stage_end = &js->stage;
-  }
-  lock_drop(&js->lock);
-  return s;
-}
-
-void pic_return(struct jobs *js, struct picture *p)
-{
-  lock_take(&js->lock);
-  p->next = NULL;
-  *js->back_end = p;
-  js->back_end = &p->next;
-  pthread_cond_signal(&js->has_work);
-  lock_drop(&js->lock);
-}
+/* ---- stage and encoder thread ---- */
 
 void job_send_preview(struct jobs *js, struct job *j)
 {
@@ -509,8 +443,6 @@ void job_send_preview(struct jobs *js, struct job *j)
   parcel_add(js, &j->preview_parcel);
   lock_drop(&js->lock);
 }
-
-/* ---- encoder thread ---- */
 
 struct parcel *parcel_next(struct jobs *js)
 {
@@ -701,8 +633,10 @@ void jobs_end(struct jobs *js)
 {
   lock_take(&js->lock);
   js->is_closed = js->is_over = 1;
-  pthread_cond_broadcast(&js->has_work);
-  pthread_cond_broadcast(&js->has_stage);
+  for (int i = 0; i < js->devices; i++) {
+    pthread_cond_broadcast(&js->desk[i].has_work);
+    pthread_cond_broadcast(&js->desk[i].has_stage);
+  }
   pthread_cond_broadcast(&js->has_parcel);
   pthread_cond_broadcast(&js->has_reading);
   lock_drop(&js->lock);

@@ -22,7 +22,10 @@
  *      DRAWN     encoder thread   every draw is closed; all pixels are there unless err says why not; it can no longer be stopped
  *      DONE      its owner        either err.code or the answer in body and file; the owner was woken once
  *
- * A request of n pictures is one job with n pictures that are drawn and scheduled one by one. Each running picture belongs to one thread:
+ * There is one queue and one device thread or more. A job belongs to the device that took it until it is DRAWN, with all its pictures: the device with
+ * the fewest pictures takes the next job, so that an idle one never waits for work that another one has in stock.
+ *
+ * A request of n pictures is one job with n pictures that are drawn and scheduled one by one. Each running picture belongs to one thread of its device:
  *
  *      device --pic_send(START)--> stage --pic_return--> device (steps) --pic_send(DECODE or CLOSE)--> stage --pic_return--> device
  *
@@ -32,7 +35,7 @@
  * Shared between threads: state, links, share and previews under the table's lock; stop, cut, steps_done, drawn and wants_preview, which are atomic. wake is
  * called once per job, without the lock, by whoever makes it DONE.
  *
- * Called by http.c and its surfaces, worker.c, stage.c, encode.c, reader.c, watch.c, serve.c. Threads: as the states say.
+ * Called by http.c and its surfaces, worker.c, device.c, stage.c, encode.c, reader.c, watch.c, serve.c. Threads: as the states say.
  */
 #ifndef SAFELIGHT_SERVER_JOB_H
 #define SAFELIGHT_SERVER_JOB_H
@@ -48,6 +51,7 @@
 #include "proto/openai.h"
 #include "proto/request.h"
 #include "proto/sdapi.h"
+#include "server/devices.h"
 #include "server/fair.h"
 #include "server/limits.h"
 #include "server/safety.h"
@@ -56,7 +60,7 @@
 
 enum job_state { JOB_FREE, JOB_RESERVED, JOB_READING, JOB_PREPARING, JOB_QUEUED, JOB_RUNNING, JOB_DRAWN, JOB_DONE };
 
-enum { JOB_ID_MAX = 64, JOB_BASE = 288, JOB_PREVIEWS = 4, JOB_ALIVE_MAX = 64 /* pictures with the device and stage threads */ };
+enum { JOB_ID_MAX = 64, JOB_BASE = 288, JOB_PREVIEWS = 4, JOB_ALIVE_MAX = 64 /* pictures with the device and stage threads of one device */ };
 
 /* How a running job ends before its time with what there is. */
 enum job_cut {
@@ -156,6 +160,7 @@ struct job {
   uint8_t *pixels;
   int tokens;                     /* of the prompt */
   struct safety_target *target;   /* what it is to be drawn under; a reference */
+  int device;                     /* that took it: its desk; set once, before it is RUNNING */
   struct generation *generation;  /* pinned by the device thread when it starts the job, a reference until the job is drawn */
   struct safety_stamp stamp;      /* of what was pinned; id "" before */
   int started, live;              /* pictures; device thread */
@@ -187,17 +192,28 @@ struct job {
   void *wake_arg;
 };
 
+/* Where one device finds its work: what passes between its device thread and its stage thread, and how much it has. */
+struct desk {
+  pthread_cond_t has_work, has_stage;
+  struct picture *back, **back_end; /* lock: pictures that the stage thread hands back */
+  struct stage_item *stage, **stage_end; /* lock */
+  int pictures;                   /* lock: of the jobs that it took, those that have not ended */
+  int is_out;                     /* lock: it failed: it takes nothing more while another one can */
+  _Atomic int stepping, staging;  /* its device thread, its stage thread is computing: who shares a processor leaves the other room */
+};
+
 struct jobs {
   struct lock lock;
   struct limits *limits;          /* where tickets go back to; NULL: no job has one */
-  pthread_cond_t has_work, has_stage, has_parcel, has_reading;
+  pthread_cond_t has_parcel, has_reading;
+  struct desk desk[DEVICES_MAX];  /* `devices` entries */
+  int devices;
+  int room;                       /* pictures that a device draws at once */
   struct job *job;                /* n entries */
   int n;
   struct job *free;
   struct job *reading, **reading_end; /* READING, in order of arrival, without the one that the reader has */
   struct job *queue, **queue_end; /* QUEUED, in order of arrival */
-  struct picture *back, **back_end; /* pictures that the stage thread hands back */
-  struct stage_item *stage, **stage_end;
   struct parcel *parcel, **parcel_end;
   struct shares shares;
   int waiting, max_waiting;       /* RESERVED, READING, PREPARING and QUEUED */
@@ -206,12 +222,11 @@ struct jobs {
   int is_closed;                  /* job_reserve refuses with E_NOTREADY */
   int is_over;                    /* whoever waits for work returns when there is nothing left */
   uint64_t serial;
-  _Atomic int stepping, staging;  /* the device thread, the stage thread is computing: who shares a processor leaves the other room */
-  double ns_per_work;             /* what the device takes, smoothed; 0: nothing was measured yet */
+  double ns_per_work;             /* what a device takes, smoothed; 0: nothing was measured yet */
 };
 
-/* max_waiting jobs may wait while `running` pictures are drawn. E_NOMEM. jobs_close after. */
-MUST_CHECK int jobs_open(struct jobs *js, int max_waiting, int running, struct err *e);
+/* max_waiting jobs may wait while `running` pictures are drawn on each of 1 to DEVICES_MAX devices. E_NOMEM. jobs_close after. */
+MUST_CHECK int jobs_open(struct jobs *js, int max_waiting, int running, int devices, struct err *e);
 void jobs_close(struct jobs *js); /* takes zeroed; every job is FREE and no thread uses it */
 
 /* ---- owner: HTTP thread or jobs service ---- */
@@ -231,24 +246,27 @@ void job_release(struct jobs *js, struct job *j);
 struct job *reading_next(struct jobs *js);          /* sleeps; NULL: it is all over */
 void job_was_read(struct jobs *js, struct job *j);  /* frees it when its owner has left */
 
-/* ---- device thread ---- */
+/* ---- device thread; device: which one, from 0 ---- */
 
-struct job *job_take(struct jobs *js);              /* who is next (fair.h), now RUNNING; NULL: none waits */
-/* Sleeps until a picture came back, or a job waits if may_take. 0: it is all over, and nothing came. */
-int jobs_wait(struct jobs *js, int may_take);
-struct picture *pics_returned(struct jobs *js);     /* all that came back, linked by next; NULL: none */
-void pic_send(struct jobs *js, struct picture *p, enum stage_work work);
+/* Who is next (fair.h), now RUNNING and this device's. NULL: none waits, or a device with fewer pictures is to take it. */
+struct job *job_take(struct jobs *js, int device);
+/* Sleeps until a picture came back, or until there is a job for this device to take if may_take. 0: it is all over, and nothing came. */
+int jobs_wait(struct jobs *js, int device, int may_take);
+struct picture *pics_returned(struct jobs *js, int device); /* all that came back, linked by next; NULL: none */
+void pic_send(struct jobs *js, struct picture *p, enum stage_work work); /* to its device's stage thread */
 /* Whose turn it is: up to cap of n pictures, into p (fair.h). Returns how many. */
 int jobs_choose(struct jobs *js, struct picture *const *ready, int n, int cap, struct picture **p);
 /* Pictures had a turn of ns nanoseconds together: their shares, and what a step takes, are known better. Listeners hear of it. */
 void jobs_stepped(struct jobs *js, struct picture *const *p, int n, int64_t ns);
 void job_drawn(struct jobs *js, struct job *j);     /* every picture has ended; j->err says whether as wished */
 void job_fail(struct jobs *js, struct job *j);      /* no picture was started; j->err says why; loader thread too */
+/* The device failed: others finish what waits. The last one goes on taking jobs, which fail with it. */
+void jobs_leave(struct jobs *js, int device);
 
 /* ---- stage thread ---- */
 
-struct stage_item *stage_next(struct jobs *js);     /* sleeps; NULL: it is all over */
-void pic_return(struct jobs *js, struct picture *p);
+struct stage_item *stage_next(struct jobs *js, int device); /* sleeps; NULL: it is all over */
+void pic_return(struct jobs *js, struct picture *p); /* to its device thread; one whose draw is closed has ended */
 void job_send_preview(struct jobs *js, struct job *j); /* preview_rgb holds pixels */
 
 /* ---- encoder thread ---- */
@@ -295,6 +313,12 @@ void job_unlisten(struct jobs *js, struct listener *l); /* takes one that does n
 void jobs_refuse(struct jobs *js);
 void jobs_stop_all(struct jobs *js, int code);
 void jobs_end(struct jobs *js);
+
+/* job_desk.c, for job.c; the caller holds the lock. */
+void desk_open(struct desk *d);
+void desk_close(struct desk *d);
+int desk_may_take(const struct jobs *js, int device); /* none that has room has fewer pictures */
+void desks_wake(struct jobs *js);                     /* a job waits: those that may take it look */
 
 struct jobs_count {
   int waiting, running, active;

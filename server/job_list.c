@@ -59,12 +59,13 @@ int jobs_list(struct jobs *js, struct job_glance **list, int *n, struct err *e)
   qsort(g, (size_t)count, sizeof *g, compare);
   for (int i = 0; i < count; i++)
     work += is_waiting(&g[i]) ? 0 : g[i].work;
-  for (int i = 0; i < count; i++) {
-    if (is_waiting(&g[i])) {
-      work += g[i].work;
+  for (int i = 0; i < count; i++) { /* work: of all before it, which the devices share */
+    double own = is_waiting(&g[i]) ? g[i].work : 0;
+
+    g[i].wait_s = (g[i].state == JOB_DRAWN ? 0 : work / js->devices + own) * ns_per_work / 1e9;
+    work += own;
+    if (is_waiting(&g[i]))
       g[i].position = ++place;
-    }
-    g[i].wait_s = (g[i].state == JOB_DRAWN ? 0 : work) * ns_per_work / 1e9;
   }
   *list = g;
   *n = count;

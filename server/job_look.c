@@ -27,7 +27,7 @@ static int is_ahead(const struct job *a, const struct job *b)
 /* Place and time until the job is done; the caller holds the lock. */
 static void look_ahead(struct jobs *js, const struct job *j, struct job_view *v)
 {
-  double work = work_left(j);
+  double work = 0;
 
   for (int i = 0; i < js->n; i++) {
     const struct job *o = &js->job[i];
@@ -41,7 +41,7 @@ static void look_ahead(struct jobs *js, const struct job *j, struct job_view *v)
     v->position++;
   else
     v->position = 0;
-  v->wait_s = work * js->ns_per_work / 1e9;
+  v->wait_s = (work / js->devices + work_left(j)) * js->ns_per_work / 1e9;
 }
 
 int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview, int wants_preview, struct job_view *v)
@@ -160,7 +160,7 @@ int jobs_retry_after(struct jobs *js)
       work += work_left(&js->job[i]);
       n++;
     }
-  s = work * js->ns_per_work / 1e9 / n;
+  s = work * js->ns_per_work / 1e9 / n / js->devices;
   lock_drop(&js->lock);
   return s < 1 ? 1 : s > 60 ? 60 : (int)(s + 0.999);
 }

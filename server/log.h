@@ -3,7 +3,7 @@
  *
  * A line that stderr does not take at once (a full pipe) is dropped and counted, so that no thread ever waits for a reader.
  *
- * Called by http.c, worker.c, serve.c. Threads: any; log_open before they start.
+ * Called by http.c, worker.c, device.c, serve.c. Threads: any; log_open before they start.
  */
 #ifndef SAFELIGHT_SERVER_LOG_H
 #define SAFELIGHT_SERVER_LOG_H

@@ -29,6 +29,7 @@ struct family {
   int buckets;
   int is_seconds;                     /* values are nanoseconds and shown as seconds */
   int is_sparse;                      /* cells that are 0 are not shown: there are many, and most never happen */
+  int is_by_device;                   /* label[1] is "device": cells of devices that are not there are not shown */
   _Atomic uint64_t *cell;
 };
 
@@ -57,6 +58,15 @@ static const int64_t step_bounds[] = {MS(1),  MS(2),   MS(5),   MS(10),  MS(20),
                                       MS(100), MS(200), MS(500), MS(1000), MS(2000), MS(5000), MS(10000)};
 static const int64_t batch_bounds[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64};
 
+/* What the devices are called; the numbers of a server without the option until metric_devices. */
+static char device_text[DEVICES_MAX][8] = {"0"};
+static const char *const device_names[DEVICES_MAX] = {device_text[0],  device_text[1],  device_text[2],  device_text[3],  device_text[4],  device_text[5],
+                                                      device_text[6],  device_text[7],  device_text[8],  device_text[9],  device_text[10], device_text[11],
+                                                      device_text[12], device_text[13], device_text[14], device_text[15]};
+static int devices = 1;
+
+_Static_assert(DEVICES_MAX == 16, "device_names has an entry for each");
+
 #define CELLS(name, n) static _Atomic uint64_t name##_cells[n]
 #define HIST_CELLS(name, labels, bounds) static _Atomic uint64_t name##_cells[(labels) * (LEN(bounds) + 2)]
 
@@ -66,11 +76,11 @@ CELLS(in_flight, 1);
 CELLS(connections, 1);
 CELLS(queued, 1);
 CELLS(capacity, 1);
-CELLS(running, 1);
+CELLS(running, DEVICES_MAX);
 HIST_CELLS(stage, STAGE_COUNT, stage_bounds);
-HIST_CELLS(step, 1, step_bounds);
-HIST_CELLS(batch, 1, batch_bounds);
-CELLS(steps, 1);
+HIST_CELLS(step, DEVICES_MAX, step_bounds);
+HIST_CELLS(batch, DEVICES_MAX, batch_bounds);
+CELLS(steps, DEVICES_MAX);
 CELLS(pictures, 1);
 CELLS(previews, 1);
 CELLS(refusal, REFUSAL_COUNT);
@@ -78,12 +88,14 @@ CELLS(cancelled, CANCEL_COUNT);
 CELLS(durable, DURABLE_COUNT);
 CELLS(swaps, 1);
 CELLS(audit_lost, 1);
-CELLS(device, MEMORY_COUNT);
+CELLS(device, MEMORY_COUNT *DEVICES_MAX);
 CELLS(ready, 1);
 
 #define PLAIN(id, name_, kind, cells, help_) [id] = {.name = name_, .help = help_, .type = kind, .n = {1, 1}, .cell = cells}
 #define LABELLED(id, name_, kind, cells, key, values, help_) \
   [id] = {.name = name_, .help = help_, .type = kind, .label = {key}, .value = {values}, .n = {LEN(values), 1}, .cell = cells}
+/* That label alone. */
+#define BY_DEVICE .label = {NULL, "device"}, .value = {NULL, device_names}, .n = {1, DEVICES_MAX}, .is_by_device = 1
 #define BOUNDS(b) .bound = b, .buckets = LEN(b)
 
 static const struct family families[METRIC_COUNT] = {
@@ -97,14 +109,14 @@ static const struct family families[METRIC_COUNT] = {
     PLAIN(METRIC_CONNECTIONS, "safelight_connections", GAUGE, connections_cells, "Open connections of clients."),
     PLAIN(METRIC_QUEUED, "safelight_jobs_queued", GAUGE, queued_cells, "Accepted jobs that wait."),
     PLAIN(METRIC_QUEUE_CAPACITY, "safelight_queue_capacity", GAUGE, capacity_cells, "Jobs that may wait; one more is answered with 429."),
-    PLAIN(METRIC_RUNNING, "safelight_pictures_running", GAUGE, running_cells, "Pictures that are being drawn."),
+    [METRIC_RUNNING] = {.name = "safelight_pictures_running", .help = "Pictures that are being drawn.", .type = GAUGE, BY_DEVICE, .cell = running_cells},
     [METRIC_STAGE_SECONDS] = {.name = "safelight_stage_seconds", .help = "What a job spends in each stage.", .type = HISTOGRAM, .label = {"stage"},
                               .value = {stages}, .n = {STAGE_COUNT, 1}, BOUNDS(stage_bounds), .is_seconds = 1, .cell = stage_cells},
-    [METRIC_STEP_SECONDS] = {.name = "safelight_step_seconds", .help = "One denoising step of a batch.", .type = HISTOGRAM, .n = {1, 1},
+    [METRIC_STEP_SECONDS] = {.name = "safelight_step_seconds", .help = "One denoising step of a batch.", .type = HISTOGRAM, BY_DEVICE,
                              BOUNDS(step_bounds), .is_seconds = 1, .cell = step_cells},
-    [METRIC_BATCH_SIZE] = {.name = "safelight_batch_size", .help = "Pictures that share a denoising step.", .type = HISTOGRAM, .n = {1, 1},
+    [METRIC_BATCH_SIZE] = {.name = "safelight_batch_size", .help = "Pictures that share a denoising step.", .type = HISTOGRAM, BY_DEVICE,
                            BOUNDS(batch_bounds), .cell = batch_cells},
-    PLAIN(METRIC_STEPS, "safelight_steps_total", COUNTER, steps_cells, "Denoising steps, counted for each picture."),
+    [METRIC_STEPS] = {.name = "safelight_steps_total", .help = "Denoising steps, counted for each picture.", .type = COUNTER, BY_DEVICE, .cell = steps_cells},
     PLAIN(METRIC_PICTURES, "safelight_pictures_total", COUNTER, pictures_cells, "Pictures that were finished."),
     PLAIN(METRIC_PREVIEWS, "safelight_previews_total", COUNTER, previews_cells, "Previews of unfinished pictures."),
     LABELLED(METRIC_REFUSALS, "safelight_refusals_total", COUNTER, refusal_cells, "reason", refusals, "Requests for pictures that were refused."),
@@ -112,10 +124,19 @@ static const struct family families[METRIC_COUNT] = {
     LABELLED(METRIC_DURABLE, "safelight_durable_jobs", GAUGE, durable_cells, "state", durables, "Asynchronous jobs in the store."),
     PLAIN(METRIC_SWAPS, "safelight_swaps_total", COUNTER, swaps_cells, "Safety generations that were published."),
     PLAIN(METRIC_AUDIT_LOST, "safelight_audit_lost_total", COUNTER, audit_lost_cells, "Records of refusals that could not be written."),
-    LABELLED(METRIC_DEVICE_BYTES, "safelight_device_memory_planned_bytes", GAUGE, device_cells, "what", memories,
-             "Memory that was set aside on the device at start."),
+    [METRIC_DEVICE_BYTES] = {.name = "safelight_device_memory_planned_bytes", .help = "Memory that was set aside on the device at start.", .type = GAUGE,
+                             .label = {"what", "device"}, .value = {memories, device_names}, .n = {MEMORY_COUNT, DEVICES_MAX}, .is_by_device = 1,
+                             .cell = device_cells},
     PLAIN(METRIC_READY, "safelight_ready", GAUGE, ready_cells, "1 while pictures can be drawn, as /readyz says."),
 };
+
+void metric_devices(const int *number, int n)
+{
+  assert(n >= 1 && n <= DEVICES_MAX);
+  for (int i = 0; i < n; i++)
+    snprintf(device_text[i], sizeof device_text[i], "%d", number[i]);
+  devices = n;
+}
 
 /* ---- counting ---- */
 
@@ -158,27 +179,44 @@ void metric_set(enum metric m, int label, int64_t value)
   atomic_store_explicit(cell_of(m, label, families[m].type == COUNTER ? COUNTER : GAUGE), (uint64_t)value, memory_order_relaxed);
 }
 
+/* The cells that a label of the enumeration stands for: `*n` of them from the one returned on. */
+static int cells_of(enum metric m, int label, int *n)
+{
+  *n = families[m].is_by_device ? DEVICES_MAX : 1;
+  return label * *n;
+}
+
 int64_t metric_value(enum metric m, int label)
 {
-  return (int64_t)look(cell_of(m, label, families[m].type == COUNTER ? COUNTER : GAUGE));
+  uint64_t sum = 0;
+  int n, first = cells_of(m, label, &n);
+
+  for (int i = 0; i < n; i++)
+    sum += look(cell_of(m, first + i, families[m].type == COUNTER ? COUNTER : GAUGE));
+  return (int64_t)sum;
 }
 
 const char *metric_label(enum metric m, int label)
 {
   const struct family *f = &families[m];
 
-  return f->label[0] && !f->label[1] && label >= 0 && label < f->n[0] ? f->value[0][label] : NULL;
+  return f->label[0] && (!f->label[1] || f->is_by_device) && label >= 0 && label < f->n[0] ? f->value[0][label] : NULL;
 }
 
 void metric_look(enum metric m, int label, struct metric_histogram *h)
 {
   const struct family *f = &families[m];
-  const _Atomic uint64_t *c = cell_of(m, label, HISTOGRAM);
+  int n, first = cells_of(m, label, &n);
 
   assert(f->buckets <= METRIC_BUCKETS_MAX);
-  *h = (struct metric_histogram){.bound = f->bound, .buckets = f->buckets, .is_seconds = f->is_seconds, .sum = look(&c[f->buckets + 1])};
-  for (int i = 0; i <= f->buckets; i++)
-    h->count[i] = look(&c[i]);
+  *h = (struct metric_histogram){.bound = f->bound, .buckets = f->buckets, .is_seconds = f->is_seconds};
+  for (int k = 0; k < n; k++) {
+    const _Atomic uint64_t *c = cell_of(m, first + k, HISTOGRAM);
+
+    h->sum += look(&c[f->buckets + 1]);
+    for (int i = 0; i <= f->buckets; i++)
+      h->count[i] += look(&c[i]);
+  }
 }
 
 void metric_observe(enum metric m, int label, int64_t value)
@@ -283,12 +321,16 @@ static int add_series(struct buf *out, const struct family *f, int label, const 
 
   if (buf_addf(out, e, "%s%s", f->name, suffix))
     return e->code;
-  for (int k = 0; k < 2 && f->label[k]; k++, before = ",")
+  for (int k = 0; k < 2; k++) {
+    if (!f->label[k])
+      continue;
     if (buf_addf(out, e, "%s%s=\"%s\"", before, f->label[k], f->value[k][at[k]]))
       return e->code;
+    before = ",";
+  }
   if (le && buf_addf(out, e, "%sle=\"%s\"", before, le))
     return e->code;
-  return buf_add_str(out, f->label[0] || le ? "} " : " ", e);
+  return buf_add_str(out, f->label[0] || f->label[1] || le ? "} " : " ", e);
 }
 
 static int add_histogram(struct buf *out, const struct family *f, int label, struct err *e)
@@ -322,6 +364,8 @@ static int add_family(struct buf *out, const struct family *f, struct err *e)
   for (int i = 0; i < f->n[0] * f->n[1]; i++) {
     uint64_t v = look(&f->cell[(ptrdiff_t)i * stride(f)]);
     int r = 0;
+    if (f->is_by_device && i % f->n[1] >= devices)
+      continue;
     if (f->type == HISTOGRAM)
       r = add_histogram(out, f, i, e);
     else if (!f->is_sparse || v)

@@ -14,10 +14,11 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "server/devices.h"
 
 enum { METRIC_BUCKETS_MAX = 20 };
 
-/* Families; the comment names the label's enumeration, the table in metrics.c the rest. */
+/* Families; the comment names the label's enumeration, the table in metrics.c the rest. Those "by device" have a cell for each device and label: metric_on. */
 enum metric {
   METRIC_REQUESTS,          /* counter: use metric_request() */
   METRIC_REQUEST_SECONDS,   /* histogram, enum metric_surface: the same */
@@ -25,11 +26,11 @@ enum metric {
   METRIC_CONNECTIONS,       /* gauge */
   METRIC_QUEUED,            /* gauge: accepted jobs that wait */
   METRIC_QUEUE_CAPACITY,    /* gauge */
-  METRIC_RUNNING,           /* gauge: pictures being drawn */
+  METRIC_RUNNING,           /* gauge, by device: pictures being drawn */
   METRIC_STAGE_SECONDS,     /* histogram, enum metric_stage: once per job and stage */
-  METRIC_STEP_SECONDS,      /* histogram: one denoising step of a batch */
-  METRIC_BATCH_SIZE,        /* histogram: pictures in a step */
-  METRIC_STEPS,             /* counter: steps of pictures: a step of a batch of 8 counts 8 */
+  METRIC_STEP_SECONDS,      /* histogram, by device: one denoising step of a batch */
+  METRIC_BATCH_SIZE,        /* histogram, by device: pictures in a step */
+  METRIC_STEPS,             /* counter, by device: steps of pictures: a step of a batch of 8 counts 8 */
   METRIC_PICTURES,          /* counter: pictures finished */
   METRIC_PREVIEWS,          /* counter: previews made */
   METRIC_REFUSALS,          /* counter, enum metric_refusal */
@@ -37,7 +38,7 @@ enum metric {
   METRIC_DURABLE,           /* gauge, enum metric_durable */
   METRIC_SWAPS,             /* counter */
   METRIC_AUDIT_LOST,        /* counter */
-  METRIC_DEVICE_BYTES,      /* gauge, enum metric_memory */
+  METRIC_DEVICE_BYTES,      /* gauge, enum metric_memory, by device */
   METRIC_READY,             /* gauge: 1 when /readyz says so */
   METRIC_COUNT
 };
@@ -52,7 +53,15 @@ enum metric_cancel { CANCEL_DISCONNECT, CANCEL_CLIENT, CANCEL_DEADLINE, CANCEL_S
 enum metric_durable { DURABLE_QUEUED, DURABLE_RUNNING, DURABLE_SUCCEEDED, DURABLE_FAILED, DURABLE_CANCELLED, DURABLE_COUNT };
 enum metric_memory { MEMORY_WEIGHTS, MEMORY_ACTIVATIONS, MEMORY_COUNT };
 
-/* label is of the family's enumeration, 0 for a family without one; another value is a bug and ends the program. */
+/* Before any other thread counts: the devices, by the numbers that they are shown with. One called 0 unless this is called. */
+void metric_devices(const int *number, int n);
+/* The label of a family by device: label of its enumeration, 0 without one, on the device'th of them. */
+static inline int metric_on(int label, int device)
+{
+  return label * DEVICES_MAX + device;
+}
+
+/* label is of the family's enumeration, 0 for a family without one, or metric_on; another value is a bug and ends the program. */
 void metric_add(enum metric m, int label, uint64_t n);        /* a counter */
 void metric_move(enum metric m, int label, int64_t by);       /* a gauge, up or down */
 void metric_set(enum metric m, int label, int64_t value);     /* a gauge; or a counter that is kept elsewhere and only grows */
@@ -66,7 +75,8 @@ enum metric_surface metric_surface_of(const char *path);
 /* Counts a refusal by its code. E_BUSY is not counted here: who says it counts it, since he alone knows what was full. What is no refusal (a cancelled
  * job, a bug) is not counted. */
 void metric_refuse(int code);
-/* What a counter or gauge says now, for tests and for the operator's page. */
+/* What a counter or gauge says now, for tests and for the operator's page. Here and below a family by device speaks for all of them together, and label is
+ * of its enumeration. */
 int64_t metric_value(enum metric m, int label);
 /* The name of a label's value, "text"; NULL: the family has no such value, or its cells have more than one label. */
 const char *metric_label(enum metric m, int label);

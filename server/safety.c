@@ -2,7 +2,7 @@
  * safety.c - the part of the safety manager that other threads run: opening, resolving who asks into a target, pinning, asking the loader.
  *
  * Nothing here waits for the loader but the operator's commands. See safety.h for what it does and safety_state.h for how it holds together.
- * Called by serve.c, the surfaces, worker.c, admin_actions.c. Threads: as safety.h says.
+ * Called by serve.c, the surfaces, worker.c, device.c, admin_actions.c. Threads: as safety.h says.
  */
 #include <errno.h>
 #include <math.h>
@@ -48,9 +48,29 @@ void message_post(struct safety *s, struct message *m)
   (void)n; /* full: the loader is awake */
 }
 
+/* ---- references ---- */
+
+struct live *live_ref(struct live *l)
+{
+  atomic_fetch_add(&l->refs, 1);
+  return l;
+}
+
+/* The loader may free l as soon as the last of its generations is let go: nothing of it is read after. */
+void live_unref(struct live *l)
+{
+  int n;
+
+  if (!l || atomic_fetch_sub(&l->refs, 1) != 1)
+    return;
+  n = l->s->devices;
+  for (int i = 0; i < n; i++)
+    generation_unref(l->g[i]);
+}
+
 /* ---- open and close ---- */
 
-int safety_open(struct safety **out, const struct config *cfg, struct model *m, struct be *be, struct audit *audit, int event_fd,
+int safety_open(struct safety **out, const struct config *cfg, const struct safety_device *device, int n, struct audit *audit, int event_fd,
                 struct err *e)
 {
   struct safety *s = calloc(1, sizeof *s);
@@ -59,8 +79,10 @@ int safety_open(struct safety **out, const struct config *cfg, struct model *m, 
   if (!s)
     return err_set(e, E_NOMEM, "out of memory for the safety manager");
   s->cfg = cfg;
-  s->model = m;
-  s->device = be;
+  assert(n >= 1 && n <= DEVICES_MAX);
+  memcpy(s->device, device, (size_t)n * sizeof *device);
+  s->devices = n;
+  s->model = device->model;
   s->audit = audit;
   s->event_fd = event_fd;
   s->wake_fd = -1;
@@ -160,7 +182,7 @@ struct live *composed_take(const struct active *a, const char *key, struct safet
       l = a->composed[i];
   if (!l)
     return NULL;
-  generation_ref(l->g);
+  live_ref(l);
   for (int k = 0; k < t->n_styles; k++)
     for (int j = 0; j < l->n_styles; j++)
       if (!strcmp(t->style[k].digest, l->style[j].digest))
@@ -308,8 +330,7 @@ void safety_target_unref(struct safety_target *t)
 {
   if (!t || atomic_fetch_sub(&t->refs, 1) != 1)
     return;
-  if (t->composed)
-    generation_unref(t->composed->g);
+  live_unref(t->composed);
   free(t);
 }
 
@@ -358,7 +379,7 @@ static struct live *choose(const struct active *a, const struct safety_target *t
   return *stale ? NULL : t->composed;
 }
 
-int safety_pin(struct safety *s, struct safety_target *t, struct generation **g, struct safety_stamp *stamp, int *stale,
+int safety_pin(struct safety *s, struct safety_target *t, int device, struct generation **g, struct safety_stamp *stamp, int *stale,
                struct err *e)
 {
   const struct active *a = active_enter(s); /* not NULL: t was resolved under one */
@@ -368,7 +389,7 @@ int safety_pin(struct safety *s, struct safety_target *t, struct generation **g,
   *stale = 0;
   l = choose(a, t, stale, e);
   if (l) {
-    *g = generation_ref(l->g);
+    *g = generation_ref(l->g[device]);
     *stamp = l->stamp;
     atomic_store_explicit(&l->used_ns, clock_ns(), memory_order_relaxed);
   }

@@ -1,15 +1,18 @@
 /*
  * safety.h - what every picture is drawn under: the adapters that the policy requires, their generations, and their swap while serving.
  *
- * The loader thread owns every transition: it reads and verifies adapters, builds generations through a lane of its own, publishes them with
- * one pointer store, and frees retired ones. All others only pin. For each profile there is at most one current generation; if its required
- * set is not LIVE there is none, and pinning fails with E_POLICY: nothing is drawn. A composed generation (the profile's set and a
- * client's style adapters) is built by the loader before the request's job is queued, and counts as stale when the profile's current
- * generation is no longer the one it was composed over: the device thread then sends the job back instead of drawing with it.
+ * The loader thread owns every transition: it reads and verifies adapters, builds generations through lanes of its own, publishes them with
+ * one pointer store, and frees retired ones. All others only pin. With several devices a generation is the same set built on each of them, with one
+ * id and one digest: it is verified and built on all before that one store, and when one device fails, nothing is published anywhere.
+ *
+ * For each profile there is at most one current generation; if its required set is not LIVE there is none, and pinning fails with E_POLICY: nothing
+ * is drawn. A composed generation (the profile's set and a client's style adapters) is built by the loader before the request's job is queued, and counts
+ * as stale when the profile's current generation is no longer the one it was composed over: the device thread then sends the job back instead of drawing
+ * with it.
  *
  *      adapter:  ABSENT -> LOADING -> VERIFIED -> LIVE -> RETIRING -> ABSENT        any -> FAILED (the reason is kept)
  *
- * Called by serve.c (open, close), the surfaces (resolve, refusals), worker.c (prepare, pin), admin_actions.c (everything an operator may do).
+ * Called by serve.c (open, close), the surfaces (resolve, refusals), worker.c (prepare), device.c (pin), admin_actions.c (everything an operator may do).
  * Threads: as each function says. Serving reads without a lock (safety_state.h); one lock, never held while building, reading files or drawing,
  * guards what status pages show.
  */
@@ -22,6 +25,7 @@
 #include "models/pipeline.h"
 #include "server/audit.h"
 #include "server/config.h"
+#include "server/devices.h"
 #include "server/policy.h"
 
 struct safety;
@@ -45,10 +49,17 @@ struct safety_style {
 
 struct safety_target; /* what one job is to be drawn under: profile and styles, resolved; reference counted */
 
-/* Main thread, after the model is loaded by the device thread: opens the state, reads the policy, starts the loader, which builds every profile's
- * generation. event_fd is written whenever readiness changes. The model and be outlive it. A policy that cannot be read is an error; adapters that
+/* A device that pictures are drawn on, as its thread has loaded it; all hold the same checkpoint. */
+struct safety_device {
+  struct model *model;
+  struct be *be;            /* the device thread's, which a lane is opened beside */
+  int number;               /* for people */
+};
+
+/* Main thread, after the models are loaded by the device threads: opens the state, reads the policy, starts the loader, which builds every profile's
+ * generation. event_fd is written whenever readiness changes. What the n devices name outlives it. A policy that cannot be read is an error; adapters that
  * cannot be verified are not: the server then answers 503 and /readyz says why. */
-MUST_CHECK int safety_open(struct safety **s, const struct config *cfg, struct model *m, struct be *be, struct audit *audit,
+MUST_CHECK int safety_open(struct safety **s, const struct config *cfg, const struct safety_device *device, int n, struct audit *audit,
                            int event_fd, struct err *e);
 void safety_close(struct safety *s); /* takes NULL; no job is alive */
 
@@ -75,9 +86,10 @@ const char *safety_target_profile(const struct safety_target *t);
 const struct policy_limits *safety_target_limits(const struct safety_target *t);
 void safety_target_unref(struct safety_target *t); /* takes NULL; any thread */
 
-/* Device thread, when it starts a job: the generation to pin (a reference for the caller) and its stamp. E_POLICY when the required set is not live;
- * *stale 1 with code 0 and *g NULL when a composed generation must be rebuilt over a newer one. */
-MUST_CHECK int safety_pin(struct safety *s, struct safety_target *t, struct generation **g, struct safety_stamp *stamp, int *stale,
+/* Device thread, when it starts a job: the generation to pin, as the device'th of those that safety_open got has it (a reference for the caller), and its
+ * stamp, which is the same on all. E_POLICY when the required set is not live; *stale 1 with code 0 and *g NULL when a composed generation must be rebuilt
+ * over a newer one. */
+MUST_CHECK int safety_pin(struct safety *s, struct safety_target *t, int device, struct generation **g, struct safety_stamp *stamp, int *stale,
                           struct err *e);
 /* A target's styles for the audit record, with their cancellation coefficients (the smallest c over the sites); how many there are. */
 int safety_target_styles(const struct safety_target *t, struct audit_style *out, int n);
@@ -111,7 +123,7 @@ struct safety_adapter_status {
 struct safety_generation_status {
   struct safety_stamp stamp;
   int is_current, pins;     /* jobs that draw with it now */
-  size_t bytes;
+  size_t bytes;             /* on each device */
   int64_t activated_s;
 };
 /* 1 when a profile lists the adapter among its styles and none requires it. */

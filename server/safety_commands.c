@@ -181,7 +181,7 @@ static int put_live(struct safety *s, int i, const struct set *set, struct safet
       return err_wrap(e, "profile %s", f->name);
     r = store_set(s, set, e);
     if (r)
-      live_discard(l);
+      live_unref(l);
     else
       r = publish_one(s, i, l, e);
     if (r) {
@@ -369,6 +369,17 @@ int safety_adapters(struct safety *s, struct safety_adapter_status *out, int cap
   return n;
 }
 
+/* Jobs that draw with it, and those that wait for what was composed for them; counts that move meanwhile make it no less than 0. The caller holds the lock. */
+static int pins_of(const struct live *l)
+{
+  int refs = atomic_load(&l->refs), n = refs - l->is_current - l->is_cached;
+
+  HELD(&l->s->lock);
+  for (int i = 0; i < l->s->devices; i++)
+    n += atomic_load(&l->g[i]->refs) - (refs > 0); /* but for l's own */
+  return n > 0 ? n : 0;
+}
+
 int safety_generations(struct safety *s, struct safety_generation_status *out, int cap)
 {
   int n = 0;
@@ -377,10 +388,9 @@ int safety_generations(struct safety *s, struct safety_generation_status *out, i
   for (int current = 1; current >= 0; current--)
     for (const struct live *l = s->live; l; l = l->next)
       if (l->is_current == current) {
-        int refs = atomic_load(&l->g->refs);
         if (n < cap)
-          out[n] = (struct safety_generation_status){.stamp = l->stamp, .is_current = current, .bytes = l->g->bytes,
-                                                     .pins = refs - current - l->is_cached, .activated_s = l->activated_s};
+          out[n] = (struct safety_generation_status){.stamp = l->stamp, .is_current = current, .bytes = l->g[0]->bytes, .pins = pins_of(l),
+                                                     .activated_s = l->activated_s};
         n++;
       }
   lock_drop(&s->lock);

@@ -3,7 +3,8 @@
  *
  * W0 + sum(w_i * dW_safety_i) + sum(s_j * dW_style_j), on the runtime path. A composed generation belongs to the published one that it was composed
  * over: when that one is replaced it is stale, and is composed anew for the request that comes with it. The last few are kept, so that a client who draws
- * many pictures in one style waits once. Called by safety_loader.c. Threads: the loader's.
+ * many pictures in one style waits once. It is composed on every device, since which one will take the job is not known before it is taken, and the next
+ * job in this style may be another's. Called by safety_loader.c. Threads: the loader's.
  */
 #include <stdio.h>
 #include <string.h>
@@ -98,10 +99,10 @@ static void keep(struct safety *s, struct live *l)
     for (int i = 1; i < a->n_composed; i++)
       if (atomic_load(&a->composed[i]->used_ns) < atomic_load(&a->composed[at]->used_ns))
         at = i;
-    live_discard(a->composed[at]);
+    live_unref(a->composed[at]);
   }
   a->composed[at] = l;
-  generation_ref(l->g);
+  live_ref(l);
   active_publish(s, a);
 }
 
@@ -119,7 +120,7 @@ int forget_composed(struct safety *s, const char *digest, struct err *e)
     for (int k = 0; k < l->n_styles; k++)
       has_it |= !strcmp(l->style[k].digest, digest);
     if (has_it)
-      live_discard(l);
+      live_unref(l);
     else
       a->composed[kept++] = l;
   }
@@ -168,8 +169,7 @@ void compose(struct safety *s, struct safety_target *t)
   struct err e = {0};
   struct live *l = NULL;
 
-  if (t->composed)
-    generation_unref(t->composed->g);
+  live_unref(t->composed);
   t->composed = NULL;
   if (stop)
     err_set(&e, stop, "nobody waits for it any more");

@@ -1,5 +1,5 @@
 /*
- * safety_loader.c - the loader thread: opens its lane, builds what the policy asks for, then does what it is asked, one thing at a time.
+ * safety_loader.c - the loader thread: opens a lane beside each device, builds what the policy asks for, then does what it is asked, one thing at a time.
  *
  * It runs at the lowest priority that the system has, so that building takes time from nobody. It alone makes, changes and frees adapters,
  * generations and what serving reads; see safety_state.h. It may block on its eventfd, on files, on the audit log, never on a job or a lock that
@@ -23,9 +23,14 @@ static void be_idle(void)
 
 static int open_all(struct safety *s, struct err *e)
 {
-  if (s->device->ops->open_lane(&s->lane, s->device, 1, e))
-    return e->code;
-  return verifier_open(&s->verifier, s->model, &s->lane, e);
+  for (int i = 0; i < s->devices; i++) {
+    const struct safety_device *d = &s->device[i];
+
+    if (d->be->ops->open_lane(&s->lane[i], d->be, 1, e))
+      return e->code;
+    s->on[i] = (struct proving){.model = d->model, .lane = &s->lane[i], .number = d->number};
+  }
+  return verifier_open(&s->verifier, s->on, s->devices, e);
 }
 
 /* All messages, oldest first. */
@@ -144,7 +149,8 @@ static void let_go(struct safety *s)
     }
   assert(!s->live && !s->held);
   verifier_close(&s->verifier);
-  be_close(&s->lane);
+  for (int i = 0; i < s->devices; i++)
+    be_close(&s->lane[i]);
 }
 
 void *safety_loader(void *arg)

@@ -224,15 +224,15 @@ static int fill_slot(struct safety *s, struct active *a, const struct entry *ent
     keep_live(s, a, entry, old, &set);
   if (old && old->live && set_equal(&old->live->set, &set)) {
     a->slot[i].live = old->live;
-    generation_ref(old->live->g);
+    live_ref(old->live);
     r = 0;
   } else {
     set_uses(&set, use);
     r = live_build(s, &a->slot[i].live, f, &set, use, set.n, set.form, e);
     if (!r)
-      log_event("profile %s: %d adapters built in %.0f ms, %s, %.1f MB", f->name, set.n, (double)(clock_ns() - t) / 1e6,
+      log_event("profile %s: %d adapters built in %.0f ms, %s, %.1f MB%s", f->name, set.n, (double)(clock_ns() - t) / 1e6,
                 set.form == FORM_BASE ? "no safety" : set.form == FORM_FOLDED ? "folded" : "runtime",
-                (double)a->slot[i].live->g->bytes / 1e6);
+                (double)a->slot[i].live->g[0]->bytes / 1e6, s->devices > 1 ? " on each device" : "");
   }
   set_release(s, &set);
   return r;
@@ -240,7 +240,7 @@ static int fill_slot(struct safety *s, struct active *a, const struct entry *ent
 
 static void refuse_slot(struct slot *t, const struct err *why)
 {
-  live_discard(t->live);
+  live_unref(t->live);
   t->live = NULL;
   t->why = *why;
   log_event("profile %s is not live: %s", t->name, why->msg);
@@ -362,14 +362,14 @@ int publish_one(struct safety *s, int i, struct live *l, struct err *e)
   struct past *past;
 
   if (!a) {
-    live_discard(l);
+    live_unref(l);
     return err_set(e, E_NOMEM, "out of memory for the profiles");
   }
   for (int k = 0; k < s->policy->n_profiles; k++) {
     a->slot[k].live = k == i ? l : old->slot[k].live;
     a->slot[k].why = old->slot[k].why;
     if (k != i && a->slot[k].live)
-      generation_ref(a->slot[k].live->g);
+      live_ref(a->slot[k].live);
   }
   a->slot[i].why = (struct err){0};
   past = make_pasts(s, a);

@@ -127,13 +127,14 @@ int set_equal(const struct set *a, const struct set *b)
 
 /* ---- generations ---- */
 
-/* The last reference went, on whatever thread: the loader frees it. */
+/* The last reference to one of its generations went, on whatever thread: with the last of them the loader frees all. */
 static void on_retire(void *arg, struct generation *g)
 {
   struct live *l = arg;
 
-  (void)g; /* l->g */
-  message_post(l->s, &l->retire);
+  (void)g; /* one of l->g */
+  if (atomic_fetch_sub(&l->left, 1) == 1)
+    message_post(l->s, &l->retire);
 }
 
 void live_free(struct live *l)
@@ -148,15 +149,10 @@ void live_free(struct live *l)
   if (*p) /* it got as far as a number */
     *p = l->next;
   lock_drop(&s->lock);
-  generation_free(l->g);
+  for (int i = 0; i < s->devices; i++)
+    generation_free(l->g[i]);
   set_release(s, &l->set);
   free(l);
-}
-
-void live_discard(struct live *l)
-{
-  if (l)
-    generation_unref(l->g);
 }
 
 void live_stamp(struct live *l, int64_t number)
@@ -178,25 +174,45 @@ void set_uses(const struct set *set, struct adapter_use *use)
     use[i] = (struct adapter_use){.adapter = set->held[i]->adapter, .weight = set->weight[i], .required = 1};
 }
 
+/* The set on one device. Its digest tells base, form and members: one that differs from the first device's is another generation. */
+static int build_on(struct safety *s, struct live *l, int i, const struct adapter_use *use, int n, enum generation_form form, struct err *e)
+{
+  const struct proving *on = &s->on[i];
+  int r = generation_build(&l->g[i], model_base(on->model), model_sources(on->model), on->lane, use, n, form, &s->verifier.bounds, e);
+
+  if (!r && strcmp(l->g[i]->digest, l->g[0]->digest))
+    r = err_set(e, E_INTERNAL, "the generation has another digest than on device %d", s->on[0].number);
+  return r && s->devices > 1 ? err_wrap(e, "device %d", on->number) : r;
+}
+
 int live_build(struct safety *s, struct live **out, const struct policy_profile *f, const struct set *set,
                const struct adapter_use *use, int n, enum generation_form form, struct err *e)
 {
   struct live *l = calloc(1, sizeof *l);
+  int r = 0;
 
   ON_THREAD(THREAD_LOADER);
   *out = NULL;
   if (!l)
     return err_set(e, E_NOMEM, "out of memory for a generation");
-  if (generation_build(&l->g, model_base(s->model), model_sources(s->model), &s->lane, use, n, form, &s->verifier.bounds, e)) {
+  for (int i = 0; i < s->devices && !r; i++)
+    r = build_on(s, l, i, use, n, form, e);
+  if (r) {
+    for (int i = 0; i < s->devices; i++)
+      generation_unref(l->g[i]); /* freed: nobody else has seen it */
     free(l);
-    return e->code;
+    return r;
   }
   l->s = s;
   l->retire.kind = MESSAGE_RETIRE;
-  l->g->retire = on_retire;
-  l->g->retire_arg = l;
+  atomic_init(&l->refs, 1);
+  atomic_init(&l->left, s->devices);
+  for (int i = 0; i < s->devices; i++) {
+    l->g[i]->retire = on_retire;
+    l->g[i]->retire_arg = l;
+  }
   set_copy(&l->set, set);
-  memcpy(l->stamp.digest, l->g->digest, sizeof l->stamp.digest);
+  memcpy(l->stamp.digest, l->g[0]->digest, sizeof l->stamp.digest);
   memcpy(l->stamp.profile, f->name, sizeof l->stamp.profile);
   l->stamp.requires_nothing = f->requires_nothing;
   *out = l;
@@ -206,7 +222,7 @@ int live_build(struct safety *s, struct live **out, const struct policy_profile 
 /* [{"name":...,"digest":...,"weight":...,"required":true}]: names are plain and digests hexadecimal, so nothing needs quoting. */
 static int members_json(const struct live *l, struct buf *out, struct err *e)
 {
-  const struct generation *g = l->g;
+  const struct generation *g = l->g[0];
 
   if (buf_add_str(out, "[", e))
     return e->code;
@@ -262,11 +278,11 @@ struct active *active_clone(const struct active *from)
   for (int i = 0; a && i < from->policy->n_profiles; i++) {
     a->slot[i] = from->slot[i];
     if (a->slot[i].live)
-      generation_ref(a->slot[i].live->g);
+      live_ref(a->slot[i].live);
   }
   for (int i = 0; a && i < from->n_composed; i++) {
     a->composed[a->n_composed++] = from->composed[i];
-    generation_ref(from->composed[i]->g);
+    live_ref(from->composed[i]);
   }
   return a;
 }
@@ -276,9 +292,9 @@ void active_free(struct active *a)
   if (!a)
     return;
   for (int i = 0; i < a->policy->n_profiles; i++)
-    live_discard(a->slot[i].live);
+    live_unref(a->slot[i].live);
   for (int i = 0; i < a->n_composed; i++)
-    live_discard(a->composed[i]);
+    live_unref(a->composed[i]);
   free(a->slot);
   free(a);
 }

@@ -7,9 +7,12 @@
  * loader goes through a stack of messages that is pushed without a lock; the messages lie inside the things they are about, so that asking
  * cannot fail. The lock guards what status pages read: the lists of files and of generations, and nothing else.
  *
+ * A swap never mixes versions: what is in an active is there for every device. The device thread that pins takes its own part of it and draws all of the
+ * job with that part, whatever is published meanwhile.
+ *
  *      thing          made and freed by   read by
  *      struct held    loader              loader; status under the lock
- *      struct live    loader              anybody who holds a reference to its generation or counts himself in
+ *      struct live    loader              anybody who holds a reference to it or to a generation of it, or counts himself in
  *      struct active  loader              anybody who counts himself in
  *      target         HTTP thread         its holders; the loader while it is being prepared
  */
@@ -69,12 +72,20 @@ struct style_use {
   double c;                 /* cancellation coefficient, once known */
 };
 
-/* A generation that was published, or composed over a published one. */
+/*
+ * A generation that was published, or composed over a published one: the same set on every device, all of them built before anybody sees it.
+ *
+ *      refs     whoever may hand it out again: an active, a kept composition, a target that is to be drawn under it
+ *      g[i]     jobs that device i draws with it (safety_pin); and this struct, until refs is 0
+ *      left     how many g are still referenced: who lets go of the last one sends `retire`, and the loader frees all of it
+ */
 struct live {
   struct message retire;
   struct live *next;        /* list of those that have a number; lock */
   struct safety *s;
-  struct generation *g;
+  _Atomic int refs;
+  struct generation *g[DEVICES_MAX]; /* devices entries */
+  _Atomic int left;
   struct safety_stamp stamp;
   struct set set;           /* holds a reference to each held */
   int is_current, is_cached; /* lock: what the active holds a reference for */
@@ -107,7 +118,9 @@ struct active {
 
 struct safety {
   const struct config *cfg;
-  struct model *model;
+  struct safety_device device[DEVICES_MAX]; /* devices entries */
+  int devices;
+  struct model *model;      /* the first device's: for what is asked of the checkpoint, not of a device */
   struct audit *audit;
   int event_fd, wake_fd;
   char policy_path[POLICY_PATH];
@@ -118,13 +131,13 @@ struct safety {
   _Atomic int is_closing;
   pthread_t thread;
   int is_running;
-  struct be *device;        /* the device thread's backend, which the lane is opened beside */
 
   /* loader */
   struct policy *policy;    /* the active's */
   struct policy *first;     /* what safety_open read, until the first rebuild takes it */
-  struct be lane;
-  struct verifier verifier;
+  struct be lane[DEVICES_MAX]; /* one beside each device */
+  struct proving on[DEVICES_MAX];
+  struct verifier verifier; /* on all of them */
   struct entry *entry;      /* policy->n_adapters, in its order */
   struct past *past;        /* policy->n_profiles, in its order */
   int is_sweep_due;         /* something in the state folder may be needed no longer */
@@ -141,7 +154,7 @@ struct safety_target {
   struct policy_limits limits;
   struct style_use style[POLICY_STYLES_MAX];
   int n_styles;
-  struct live *composed;    /* a reference to its generation */
+  struct live *composed;    /* a reference */
   const _Atomic int *stop;  /* while it is being prepared */
   void (*ready)(void *arg, const struct err *err);
   void *ready_arg;
@@ -163,6 +176,8 @@ struct command {
 /* safety.c; any thread */
 const struct active *active_enter(struct safety *s); /* NULL: nothing was built yet; active_leave in any case */
 void active_leave(struct safety *s);
+struct live *live_ref(struct live *l);
+void live_unref(struct live *l);   /* takes NULL; with the last reference jobs alone keep it */
 void message_post(struct safety *s, struct message *m);
 /* What is kept under key, with a reference for the caller and its coefficients copied into t; NULL: nothing. The reader is counted in, or the loader. */
 struct live *composed_take(const struct active *a, const char *key, struct safety_target *t);
@@ -181,14 +196,14 @@ void set_release(struct safety *s, struct set *set);
 int set_equal(const struct set *a, const struct set *b);
 /* The uses of a set, in [set->n]. */
 void set_uses(const struct set *set, struct adapter_use *use);
-/* Builds the generation of n uses, the first of which are set's, in form. It is nobody's yet: live_discard, or a number and then a place in an active. */
+/* Builds the generation of n uses, the first of which are set's, in form, on every device; when one fails there is none. It is nobody's yet, with one
+ * reference: live_unref, or a number and then a place in an active. */
 MUST_CHECK int live_build(struct safety *s, struct live **l, const struct policy_profile *f, const struct set *set,
                           const struct adapter_use *use, int n, enum generation_form form, struct err *e);
 /* Gives it its number in the activation history, durably. An activation that was the last one already keeps its number. */
 MUST_CHECK int live_record(struct safety *s, struct live *l, struct err *e);
 /* Its number, and with it its place in the list that status pages read: call it once, when all else of l is there. */
 void live_stamp(struct live *l, int64_t number);
-void live_discard(struct live *l); /* takes NULL: drops the reference */
 void live_free(struct live *l);    /* for MESSAGE_RETIRE: nobody holds a reference */
 /* Slots without generations; NULL without memory. */
 struct active *active_new(struct policy *p);

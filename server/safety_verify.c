@@ -1,7 +1,7 @@
 /*
  * safety_verify.c - see safety_verify.h. Nothing here publishes: what fails leaves no trace but its reason.
  *
- * Called by safety_loader.c, safety_rebuild.c, safety_commands.c, safety_store.c, generate.c. Threads: the one that owns the verifier's lane.
+ * Called by safety_loader.c, safety_rebuild.c, safety_commands.c, safety_store.c, generate.c. Threads: the one that owns the verifier's lanes.
  */
 #include "server/safety_verify.h"
 
@@ -10,11 +10,11 @@
 
 enum { CONFIG_BYTES = 1 << 20, MANIFEST_BYTES = 16 << 20 /* they carry latents */ };
 
-int verifier_open(struct verifier *v, struct model *m, struct be *lane, struct err *e)
+int verifier_open(struct verifier *v, const struct proving *on, int n, struct err *e)
 {
-  *v = (struct verifier){.model = m, .lane = lane};
+  *v = (struct verifier){.on = on, .n = n};
   adapter_bounds_default(&v->bounds);
-  return adapter_names_new(&v->names, model_base(m), model_layers_per_block(m), e);
+  return adapter_names_new(&v->names, model_base(on->model), model_layers_per_block(on->model), e);
 }
 
 void verifier_close(struct verifier *v)
@@ -93,17 +93,26 @@ static int parse(const struct verifier *v, const char *name, const char *pinned,
   return e->code;
 }
 
-/* The adapter alone at weight 1, as its manifest describes it. */
-static int probe(const struct verifier *v, const struct manifest *m, const struct adapter *a, struct err *e)
+/* The adapter alone at weight 1, as its manifest describes it, on one device. */
+static int probe_on(const struct verifier *v, const struct proving *on, const struct manifest *m, const struct adapter *a, struct err *e)
 {
   struct adapter_use use = {.adapter = a, .weight = 1, .required = 1};
   struct generation *g = NULL;
-  int r = generation_build(&g, model_base(v->model), model_sources(v->model), v->lane, &use, 1, FORM_RUNTIME, &v->bounds, e);
+  int r = generation_build(&g, model_base(on->model), model_sources(on->model), on->lane, &use, 1, FORM_RUNTIME, &v->bounds, e);
 
   if (!r && m)
-    r = manifest_probe(m, v->model, v->lane, g, NULL, e);
+    r = manifest_probe(m, on->model, on->lane, g, NULL, e);
   generation_unref(g);
   return r;
+}
+
+/* On every device: what holds on one may fail on another that is out of memory, or broken. */
+static int probe(const struct verifier *v, const struct manifest *m, const struct adapter *a, struct err *e)
+{
+  for (int i = 0; i < v->n; i++)
+    if (probe_on(v, &v->on[i], m, a, e))
+      return v->n > 1 ? err_wrap(e, "device %d", v->on[i].number) : e->code;
+  return 0;
 }
 
 /* What parsing leaves open: the manifest and its signature as the policy requires, norms, and the canary of a manifest. */
@@ -118,7 +127,7 @@ static int prove(const struct verifier *v, const struct policy *p, const struct 
     r = err_field(e, E_FILE, "manifest", "there is no manifest beside it, and the policy requires one (`safelight adapter sign` "
                                          "makes one)");
   if (!r && m)
-    r = manifest_check(m, a, v->model, p->require_signature ? p->public_key : NULL, e);
+    r = manifest_check(m, a, v->on->model, p->require_signature ? p->public_key : NULL, e);
   if (!r)
     r = probe(v, m, a, e);
   manifest_free(m);

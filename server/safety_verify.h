@@ -3,7 +3,7 @@
  * signature and canary.
  *
  * Called by safety_*.c on the loader thread and by generate.c, which has no loader: both draw under the same verified set. Threads: a verifier
- * belongs to the thread that owns its lane.
+ * belongs to the thread that owns its lanes.
  */
 #ifndef SAFELIGHT_SERVER_SAFETY_VERIFY_H
 #define SAFELIGHT_SERVER_SAFETY_VERIFY_H
@@ -13,15 +13,22 @@
 #include "models/pipeline.h"
 #include "server/policy.h"
 
-struct verifier {
+/* A device that adapters are proven on. */
+struct proving {
   struct model *model;
   struct be *lane;              /* what generations are built and probed through */
+  int number;                   /* of the device, for people */
+};
+
+struct verifier {
+  const struct proving *on;     /* n entries; an adapter is good when it is good on each of them */
+  int n;
   struct adapter_names *names;
   struct adapter_bounds bounds;
 };
 
-/* On failure nothing is held. model and lane outlive v. */
-MUST_CHECK int verifier_open(struct verifier *v, struct model *m, struct be *lane, struct err *e);
+/* For n >= 1 devices whose models are the same checkpoint. On failure nothing is held. on, and what it names, outlives v. */
+MUST_CHECK int verifier_open(struct verifier *v, const struct proving *on, int n, struct err *e);
 void verifier_close(struct verifier *v); /* takes zeroed */
 
 /* The bytes of an adapter as they were read, before anything is decided about them. */
@@ -34,8 +41,8 @@ void adapter_files_close(struct adapter_files *b);
  * beside NAME.safetensors or beside the folder NAME. */
 MUST_CHECK int verifier_read(const struct verifier *v, const struct policy *p, const char *path, struct adapter_files *b, struct err *e);
 /* Parses (every key found, shapes, finite values, ranks; pinned: the digest it must have, "" for any), then proves: the manifest and its signature as
- * the policy requires, norms, and the canary of a manifest. A manifest that is there is checked even where none is required. *a is the caller's; NULL
- * after failure. */
+ * the policy requires, norms, and the canary of a manifest, these two on every device. A manifest that is there is checked even where none is required. *a
+ * is the caller's; NULL after failure. */
 MUST_CHECK int verifier_check(const struct verifier *v, const struct policy *p, const char *name, const char *pinned,
                               const struct adapter_files *b, struct adapter **a, struct err *e);
 /* Both for adapter i of the policy. *a is the caller's, who closes it with adapter_close. */

@@ -6,13 +6,16 @@
  *      http       http.c     connections; RESERVED and DONE jobs   nothing but its epoll    call the device, wait for a job
  *      watch      watch.c    connection clocks                     poll                     touch a job but through job_stop
  *      reader     reader.c   READING jobs                          reading_next             touch a connection, call the device
- *      device     worker.c   backend, model, RUNNING jobs          jobs_wait, the device    touch a connection, JSON or a file
- *      stage      stage.c    pictures sent to it, a lane           stage_next, its lane     touch a connection, JSON or a file
+ *      device     device.c   its backend, its model, the RUNNING   jobs_wait, the device    touch a connection, JSON or a file, another
+ *                 (one each) jobs that it took                                              device's lanes, pictures or generations
+ *      stage      stage.c    pictures sent to it, a lane beside    stage_next, its lane     touch a connection, JSON or a file
+ *                 (one each) its device
  *      encoder    encode.c   DRAWN jobs, previews                  parcel_next, audit, store call the device
  *      audit      audit.c    the audit log                         its queue, the disk      touch a job
  *      store      store.c    durable jobs and files                its queue, the disk      block in a done
  *      async      async.c    the backlog of the last run           the store, room          outlive the drain
- *      loader     safety_*.c adapters, generations, PREPARING jobs its inbox, files, audit  touch a RUNNING job, publish unverified
+ *      loader     safety_*.c adapters, generations on all devices, its inbox, files, audit  touch a RUNNING job, publish what is not
+ *                            a lane beside each, PREPARING jobs                             verified and built on every device
  *      admin      admin.c    the operator's connections, a thread  the loader, audit        touch a job, decide what policy decides
  *                            for each
  *
@@ -51,6 +54,7 @@ enum { EXIT_USAGE = 2, EXIT_DEVICE = 70, DRAIN_TICK_MS = 10, LAST_ANSWERS_MS = 2
 
 struct server {
   struct config cfg;
+  struct device_list devices;
   struct jobs jobs;
   struct limits *limits;
   struct worker worker;
@@ -130,10 +134,15 @@ static void print_ready(const struct server *s)
     snprintf(local, sizeof local, "http://127.0.0.1%s", port);
     url = local;
   }
-  printf("model    %s, %dx%d pixels, up to %d\nbackend  %s\nadmin    %s\n\nready: open %s/ or\n"
+  printf("model    %s, %dx%d pixels, up to %d\nbackend  %s\n", v->limits.model, v->limits.default_size, v->limits.default_size, v->limits.max_size,
+         v->backend);
+  for (int i = 0; i < s->worker.devices; i++) {
+    const struct device *d = &s->worker.device[i];
+    printf("device %d %.1f MB of weights, %.1f MB for activations\n", d->number, (double)d->weight_bytes / 1e6, (double)d->activation_bytes / 1e6);
+  }
+  printf("admin    %s\n\nready: open %s/ or\n"
          "  curl -s %s/v1/images/generations -H 'Content-Type: application/json' \\\n"
          "    -H 'Accept: image/png' -d '{\"prompt\":\"a red apple\",\"seed\":1}' -o apple.png\n",
-         v->limits.model, v->limits.default_size, v->limits.default_size, v->limits.max_size, v->backend,
          admin_url(s->admin), url, url);
   fflush(stdout);
 }
@@ -182,7 +191,10 @@ static void drain(struct server *s)
 /* The model is loaded: the safety manager starts over it, and who may tell it what to do can come. */
 static int open_safety(struct server *s, struct err *e)
 {
-  if (safety_open(&s->safety, &s->cfg, s->worker.serving.model, &s->worker.be, s->audit, s->event_fd, e) ||
+  struct safety_device device[DEVICES_MAX];
+  int n = worker_safety_devices(&s->worker, device);
+
+  if (safety_open(&s->safety, &s->cfg, device, n, s->audit, s->event_fd, e) ||
       admin_open(&s->admin, &s->cfg, s->safety, s->audit, &s->jobs, e))
     return e->code;
   worker_set_safety(&s->worker, s->safety);
@@ -259,10 +271,11 @@ static int serve(struct server *s, struct err *e)
   int status = 1;
 
   if (check_policy(&s->cfg, e) || open_signals(s, e) || raise_file_limit(&s->cfg, e) || open_audit(s, e) || open_store(s, e) ||
-      jobs_open(&s->jobs, s->cfg.queue, s->cfg.running, e) || limits_open(&s->limits, TENANTS_COUNTED, e))
+      devices_read(&s->devices, s->cfg.devices, e) || jobs_open(&s->jobs, s->cfg.queue, s->cfg.running, s->devices.n, e) ||
+      limits_open(&s->limits, TENANTS_COUNTED, e))
     goto out;
   s->jobs.limits = s->limits;
-  worker_init(&s->worker, &s->cfg, &s->jobs, s->event_fd);
+  worker_init(&s->worker, &s->cfg, &s->devices, &s->jobs, s->event_fd);
   if (http_open(&s->http, &s->cfg, &s->jobs, &s->worker, s->audit, e)) /* from here on the HTTP thread reads the worker's state */
     goto out;
   printf("safelight %s listens at %s\n", SAFELIGHT_VERSION, s->http.url);

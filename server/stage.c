@@ -45,10 +45,12 @@ static void work(struct stage *s, struct stage_item *item)
 /* Beside the steps of others one thread: two teams of threads on the same cores wait for each other. */
 static void work_beside(struct stage *s, struct stage_item *item)
 {
-  atomic_store(&s->jobs->staging, 1);
-  lane_use_threads(s->lane, atomic_load(&s->jobs->stepping) ? 1 : 0);
+  struct desk *d = &s->jobs->desk[s->device];
+
+  atomic_store(&d->staging, 1);
+  lane_use_threads(s->lane, atomic_load(&d->stepping) ? 1 : 0);
   work(s, item);
-  atomic_store(&s->jobs->staging, 0);
+  atomic_store(&d->staging, 0);
 }
 
 static void *run(void *arg)
@@ -57,14 +59,14 @@ static void *run(void *arg)
   struct stage_item *item;
 
   thread_self = THREAD_STAGE;
-  while ((item = stage_next(s->jobs)))
+  while ((item = stage_next(s->jobs, s->device)))
     work_beside(s, item);
   return NULL;
 }
 
-int stage_open(struct stage *s, struct jobs *js, struct model *m, struct err *e)
+int stage_open(struct stage *s, struct jobs *js, int device, struct model *m, struct err *e)
 {
-  *s = (struct stage){.jobs = js};
+  *s = (struct stage){.jobs = js, .device = device};
   if (lane_open(&s->lane, m, 0, LANE_ENDS, e) || thread_start(&s->thread, "stage", run, s, e))
     return e->code;
   s->is_running = 1;

@@ -1,5 +1,5 @@
 #!/bin/bash
-# load.sh BINARY - the real daemon under a small mixed load, for builds with sanitizers: pictures side by side, bad requests,
+# load.sh BINARY - the real daemon with two devices under a small mixed load, for builds with sanitizers: pictures side by side, bad requests,
 # clients that go away, a full queue, the web page, an operator's requests, swaps of the safety adapters, styles composed over them,
 # and SIGTERM while pictures are drawn. Passes when every answer has an
 # expected status, the daemon ends with status 0, and no sanitizer has said anything. Called by `tests/run san`.
@@ -19,8 +19,8 @@ fail() {
 .venv/bin/python tests/wire/adapters.py "$dir/policy" || exit 1
 
 # One computing thread: gcc's OpenMP runtime is not built for ThreadSanitizer, which then sees races in every parallel loop.
-# The daemon's own threads are all there.
-OMP_NUM_THREADS=1 "$bin" serve --port 0 --threads 1 --queue 3 --running 2 --max_size 128 --drain_s 60 --policy "$dir/policy/policy.json" --state "$dir/state" >"$dir/server.log" 2>&1 &
+# The daemon's own threads are all there: two devices, with a thread each, and what they share.
+OMP_NUM_THREADS=1 "$bin" serve --port 0 --devices 0,1 --threads 1 --queue 3 --running 2 --max_size 128 --drain_s 60 --policy "$dir/policy/policy.json" --state "$dir/state" >"$dir/server.log" 2>&1 &
 pid=$!
 for _ in $(seq 600); do
   url=$(sed -n 's,^ready: open \(http://[^ ]*\)/ or$,\1,p' "$dir/server.log")
@@ -90,6 +90,9 @@ settle
 draw again 200 "{\"prompt\":\"a red apple\",$small,\"seed\":1}"
 cmp -s <(tr , '\n' <"$dir/first.out" | grep b64_json) <(tr , '\n' <"$dir/again.out" | grep b64_json) ||
   fail 'the same request gave another picture after the load'
+for device in 0 1; do
+  curl -s "$url/metrics" | grep -q "^safelight_steps_total{device=\"$device\"} [1-9]" || fail "device $device drew nothing"
+done
 
 # swaps while pictures are drawn, some of them with styles over what is swapped: composed again, never drawn over what was
 swap() { # swap FROM TO

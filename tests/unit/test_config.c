@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "server/config.h"
+#include "server/devices.h"
 
 static char path[64];
 
@@ -161,6 +162,59 @@ static void test_refusals(void **state)
   refused("--sampler", many, "at most 31 bytes");
 }
 
+static void test_devices(void **state)
+{
+  static const struct {
+    const char *text;
+    int n, first, last;
+  } good[] = {{"0", 1, 0, 0}, {"0,1", 2, 0, 1}, {" 7 , 0,\t255 ", 3, 7, 255}, {"003,2", 2, 3, 2}, {"0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15", 16, 0, 15}};
+  struct device_list l;
+  enum config_action a;
+  struct config c;
+  struct err e;
+
+  (void)state;
+  for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+    e = (struct err){0};
+    assert_int_equal(devices_read(&l, good[i].text, &e), 0);
+    assert_true(l.n == good[i].n && l.number[0] == good[i].first && l.number[l.n - 1] == good[i].last);
+    assert_int_equal(read_args(&c, &a, &e, "--devices", good[i].text, NULL), 0);
+  }
+  config_defaults(&c);
+  e = (struct err){0};
+  assert_int_equal(devices_read(&l, c.devices, &e), 0);
+  assert_true(l.n == 1 && l.number[0] == 0);
+  refused("--devices", "", "numbers with commas");
+  refused("--devices", " ", "numbers with commas");
+  refused("--devices", "0,", "numbers with commas");
+  refused("--devices", ",0", "numbers with commas");
+  refused("--devices", "0 1", "numbers with commas");
+  refused("--devices", "0;1", "numbers with commas");
+  refused("--devices", "-1", "numbers with commas");
+  refused("--devices", "all", "numbers with commas");
+  refused("--devices", "256", "at most 255");
+  refused("--devices", "0,99999999999999999999999", "at most 255");
+  refused("--devices", "0,1,0", "names 0 twice");
+  refused("--devices", "1,01", "names 1 twice");
+  refused("--devices", "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16", "at most 16");
+}
+
+/* The shares are all there is, differ by one at most, and none is nothing. */
+static void test_device_threads(void **state)
+{
+  (void)state;
+  for (int threads = 1; threads <= 40; threads++)
+    for (int n = 1; n <= DEVICES_MAX; n++) {
+      int sum = 0;
+      for (int i = 0; i < n; i++) {
+        int share = devices_threads(threads, n, i);
+        assert_true(share >= 1 && share >= threads / n && share <= threads / n + 1);
+        sum += share;
+      }
+      assert_int_equal(sum, threads > n ? threads : n);
+    }
+}
+
 static void test_file_refusals(void **state)
 {
   static const struct {
@@ -187,7 +241,7 @@ int main(void)
 {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_defaults), cmocka_unit_test(test_print_reads_back), cmocka_unit_test(test_precedence),
-      cmocka_unit_test(test_refusals), cmocka_unit_test(test_file_refusals),
+      cmocka_unit_test(test_refusals), cmocka_unit_test(test_file_refusals), cmocka_unit_test(test_devices), cmocka_unit_test(test_device_threads),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);

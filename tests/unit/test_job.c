@@ -1,6 +1,6 @@
 /*
  * test_job.c - the job table: bounds, order, every way a job can end, one wake each, and late stops that meet a stranger.
- * Threads: the tests; and test_storm's own device, encoder and stopper threads.
+ * Threads: the tests; and test_storm's own device, stage, encoder and stopper threads.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,7 +40,7 @@ static void test_bound(void **state)
   struct err e = {0};
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 3, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 3, 1, 1, &e), 0);
   for (int i = 0; i < 3; i++)
     assert_int_equal(job_reserve(&js, &j[i], &e), 0);
   assert_int_equal(job_reserve(&js, &j[3], &e), E_BUSY);
@@ -66,7 +66,7 @@ static void test_entry_is_clean(void **state)
   struct err e = {0};
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 1, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 1, 1, 1, &e), 0);
   assert_int_equal(job_reserve(&js, &j, &e), 0);
   j->wants_file = j->is_durable = j->priority = j->steps = 1;
   atomic_store(&j->wants_preview, 1);
@@ -87,12 +87,12 @@ static void test_order_and_ends(void **state)
   _Atomic int woken = 0;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 8, 1, 1, &e), 0);
   a = submit(&js, &woken);
   b = submit(&js, &woken);
   c = submit(&js, &woken);
-  assert_ptr_equal(job_take(&js), a); /* the oldest first */
-  assert_ptr_equal(job_take(&js), b);
+  assert_ptr_equal(job_take(&js, 0), a); /* the oldest first */
+  assert_ptr_equal(job_take(&js, 0), b);
   assert_int_equal(a->state, JOB_RUNNING);
   job_drawn(&js, a);
   job_stop(&js, a, a->serial, E_CANCEL); /* drawn: too late */
@@ -108,17 +108,17 @@ static void test_order_and_ends(void **state)
   assert_int_equal(woken, 3);
   assert_int_equal(c->state, JOB_DONE);
   assert_int_equal(c->err.code, E_TIMEOUT);
-  assert_null(job_take(&js));
+  assert_null(job_take(&js, 0));
   job_stop(&js, c, c->serial, E_CANCEL); /* twice is once */
   assert_int_equal(woken, 3);
   job_release(&js, a);
   job_release(&js, b);
   job_release(&js, c);
   jobs_end(&js);
-  assert_null(job_take(&js));
-  assert_int_equal(jobs_wait(&js, 1), 0); /* returns although it may wait */
+  assert_null(job_take(&js, 0));
+  assert_int_equal(jobs_wait(&js, 0, 1), 0); /* returns although it may wait */
   assert_null(parcel_next(&js));
-  assert_null(stage_next(&js));
+  assert_null(stage_next(&js, 0));
   jobs_close(&js);
 }
 
@@ -130,9 +130,9 @@ static void test_stop_running(void **state)
   _Atomic int woken = 0;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 2, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 2, 1, 1, &e), 0);
   a = submit(&js, &woken);
-  assert_ptr_equal(job_take(&js), a);
+  assert_ptr_equal(job_take(&js, 0), a);
   job_stop(&js, a, a->serial + 1, E_CANCEL); /* meant for another use of the entry */
   assert_int_equal(a->stop, 0);
   job_stop(&js, a, a->serial, E_TIMEOUT);
@@ -181,7 +181,7 @@ static void test_reading(void **state)
   int n;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 3, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 3, 1, 1, &e), 0);
   a = begin_reading(&js);
   b = begin_reading(&js);
   c = begin_reading(&js);
@@ -227,12 +227,12 @@ static void test_cut(void **state)
   _Atomic int woken = 0;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 4, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 4, 1, 1, &e), 0);
   a = submit(&js, &woken);
   b = submit(&js, &woken);
   c = submit(&js, &woken);
   snprintf(a->caller, sizeof a->caller, "peer");
-  assert_ptr_equal(job_take(&js), a);
+  assert_ptr_equal(job_take(&js, 0), a);
   job_cut(&js, a, a->serial + 1, CUT_JOB); /* meant for another use of the entry */
   assert_int_equal(atomic_load(&a->cut), CUT_NOTHING);
   job_cut(&js, a, a->serial, CUT_PICTURES);
@@ -267,17 +267,17 @@ static void test_queue_removal(void **state)
   _Atomic int woken = 0;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 8, 1, 1, &e), 0);
   for (int i = 0; i < 5; i++)
     j[i] = submit(&js, &woken);
   job_stop(&js, j[0], j[0]->serial, E_CANCEL);
   job_stop(&js, j[2], j[2]->serial, E_CANCEL);
   job_stop(&js, j[4], j[4]->serial, E_CANCEL);
   j[5] = submit(&js, &woken);
-  assert_ptr_equal(job_take(&js), j[1]);
-  assert_ptr_equal(job_take(&js), j[3]);
-  assert_ptr_equal(job_take(&js), j[5]);
-  assert_null(job_take(&js));
+  assert_ptr_equal(job_take(&js, 0), j[1]);
+  assert_ptr_equal(job_take(&js, 0), j[3]);
+  assert_ptr_equal(job_take(&js, 0), j[5]);
+  assert_null(job_take(&js, 0));
   for (int i = 1; i < 6; i += 2) {
     job_stop_reason(&j[i]->err, E_CANCEL);
     job_fail(&js, j[i]);
@@ -297,7 +297,7 @@ static void test_retry_after(void **state)
   _Atomic int woken = 0;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 8, 1, 1, &e), 0);
   assert_int_equal(jobs_retry_after(&js), 1);
   j = submit(&js, &woken);
   j->work = 1;
@@ -345,7 +345,7 @@ static void test_look(void **state)
   uint64_t serial, first;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 8, 1, 1, &e), 0);
   a = submit(&js, &woken);
   b = submit(&js, &woken);
   snprintf(a->id, sizeof a->id, "one");
@@ -367,7 +367,7 @@ static void test_look(void **state)
   assert_int_equal(job_look(&js, b, b->serial + 1, 0, 0, &v), 0); /* somebody else's */
 
   assert_int_equal(job_listen(&js, a, a->serial, &ear.l), 1);
-  assert_ptr_equal(job_take(&js), a);
+  assert_ptr_equal(job_take(&js, 0), a);
   assert_int_equal(ear.heard, 1);
   assert_int_equal(job_look(&js, a, a->serial, 0, 1, &v), 1);
   assert_null(v.preview);
@@ -409,7 +409,7 @@ static void test_list(void **state)
   int n;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 8, 1, 1, &e), 0);
   assert_int_equal(jobs_list(&js, &list, &n, &e), 0);
   assert_int_equal(n, 0);
   free(list);
@@ -422,7 +422,7 @@ static void test_list(void **state)
   }
   assert_int_equal(job_reserve(&js, &j[3], &e), 0); /* its owner is still at it: not shown */
   js.ns_per_work = 1e9;
-  assert_ptr_equal(job_take(&js), j[0]);
+  assert_ptr_equal(job_take(&js, 0), j[0]);
   j[0]->steps_done = 3;
   j[2]->due_ns = j[1]->due_ns - 1; /* the younger one is due first */
   assert_int_equal(jobs_list(&js, &list, &n, &e), 0);
@@ -459,10 +459,10 @@ static void test_disown(void **state)
   _Atomic int woken = 0;
 
   (void)state;
-  assert_int_equal(jobs_open(&js, 8, 1, &e), 0);
+  assert_int_equal(jobs_open(&js, 8, 1, 1, &e), 0);
   a = submit(&js, &woken);
   b = submit(&js, &woken);
-  assert_ptr_equal(job_take(&js), a);
+  assert_ptr_equal(job_take(&js, 0), a);
   assert_int_equal(job_disown(&js, b), 1); /* waits: ends now */
   assert_int_equal(jobs_count(&js).active, 1);
   assert_int_equal(job_disown(&js, a), 1);
@@ -471,7 +471,7 @@ static void test_disown(void **state)
   job_fail(&js, a);
   assert_int_equal(jobs_count(&js).active, 0);
   a = submit(&js, &woken);
-  assert_ptr_equal(job_take(&js), a);
+  assert_ptr_equal(job_take(&js, 0), a);
   err_set(&a->err, E_INTERNAL, "broken");
   job_fail(&js, a);
   assert_int_equal(job_disown(&js, a), 0); /* DONE: the owner was told and releases it */
@@ -480,32 +480,159 @@ static void test_disown(void **state)
   jobs_close(&js);
 }
 
+/* ---- several devices ---- */
+
+/* The job's pictures as the device and the stage thread see them come and go; none was ever drawn. */
+static void end_pictures(struct jobs *js, struct job *j, int n)
+{
+  for (int i = 0; i < n; i++) {
+    pic_send(js, &j->pic[j->started++], STAGE_CLOSE);
+    assert_ptr_equal(stage_next(js, j->device)->pic, &j->pic[j->started - 1]);
+    pic_return(js, &j->pic[j->started - 1]);
+  }
+}
+
+/* One queue, two takers: the one with fewer pictures takes, whoever asks first. */
+static void test_two_devices(void **state)
+{
+  struct job *j[8], *taken;
+  struct jobs js;
+  struct err e = {0};
+  _Atomic int woken = 0;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 3, 2, &e), 0);
+  for (int i = 0; i < 8; i++) {
+    assert_int_equal(job_reserve(&js, &j[i], &e), 0);
+    j[i]->req.n = i == 1 ? 2 : 1;
+    j[i]->wake = count_wake;
+    j[i]->wake_arg = &woken;
+  }
+  for (int i = 0; i < 7; i++)
+    job_submit(&js, j[i]);
+  assert_ptr_equal(job_take(&js, 0), j[0]);
+  assert_null(job_take(&js, 0)); /* 1 against 0: the other one's turn */
+  assert_int_equal(jobs_wait(&js, 1, 1), 1);
+  assert_ptr_equal(job_take(&js, 1), j[1]);
+  assert_true(j[0]->device == 0 && j[1]->device == 1);
+  assert_null(job_take(&js, 1)); /* 2 against 1: a job counts with all its pictures */
+  assert_ptr_equal(job_take(&js, 0), j[2]);
+  assert_ptr_equal(job_take(&js, 1), j[3]); /* 2 against 2: who asks */
+  assert_null(job_take(&js, 1));
+  assert_ptr_equal(job_take(&js, 0), j[4]); /* 3 against 3, and both are full: only who has room of his own asks */
+
+  end_pictures(&js, j[1], 1);
+  assert_int_equal(jobs_wait(&js, 1, 0), 1);
+  assert_ptr_equal(pics_returned(&js, 1), &j[1]->pic[0]);
+  assert_null(pics_returned(&js, 1));
+  assert_null(pics_returned(&js, 0)); /* not its own */
+  assert_null(job_take(&js, 0));      /* 3 against 2 */
+  taken = job_take(&js, 1);
+  assert_ptr_equal(taken, j[5]);
+  job_prepare(&js, taken); /* it has to be composed for first, and takes its picture along */
+  assert_null(job_take(&js, 0));
+  assert_ptr_equal(job_take(&js, 1), j[6]);
+  job_submit(&js, j[5]);
+
+  jobs_leave(&js, 1); /* it failed with what it has: the other one takes what waits */
+  err_set(&j[6]->err, E_DEVICE, "broken");
+  job_fail(&js, j[6]);
+  assert_null(job_take(&js, 1));
+  assert_ptr_equal(job_take(&js, 0), j[5]);
+  job_submit(&js, j[7]);
+  jobs_leave(&js, 0); /* both: what waits is taken, to fail */
+  assert_ptr_equal(job_take(&js, 1), j[7]);
+
+  for (int i = 0; i < 8; i++)
+    if (j[i]->state == JOB_RUNNING) {
+      end_pictures(&js, j[i], i == 0 ? 0 : j[i]->req.n - j[i]->started); /* the first one ends with a picture that was never started */
+      job_drawn(&js, j[i]);
+      assert_ptr_equal(parcel_next(&js), &j[i]->parcel);
+      job_finish(&js, j[i]);
+    }
+  assert_true(js.desk[0].pictures == 0 && js.desk[1].pictures == 0);
+  for (int i = 0; i < 8; i++)
+    job_release(&js, j[i]);
+  assert_int_equal(woken, 8);
+  jobs_close(&js);
+}
+
+/* What is ahead of a job is shared by the devices; its own steps are not. */
+static void test_two_devices_look(void **state)
+{
+  struct job *a, *b;
+  struct job_glance *list;
+  struct job_view v;
+  struct jobs js;
+  struct err e = {0};
+  _Atomic int woken = 0;
+  int n;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 1, 2, &e), 0);
+  a = submit(&js, &woken);
+  b = submit(&js, &woken);
+  a->work = b->work = 1;
+  a->steps = b->steps = a->req.steps = b->req.steps = 4;
+  js.ns_per_work = 1e9;
+  assert_int_equal(job_look(&js, b, b->serial, 0, 0, &v), 1);
+  assert_true(v.wait_s > 5.9 && v.wait_s < 6.1);
+  assert_int_equal(jobs_list(&js, &list, &n, &e), 0);
+  assert_true(n == 2 && list[1].wait_s > 5.9 && list[1].wait_s < 6.1);
+  free(list);
+  assert_int_equal(jobs_retry_after(&js), 2); /* 8 s of work, 2 devices, 2 jobs and the new one */
+  for (int i = 0; i < 2; i++) {
+    struct job *j = i ? b : a;
+    job_stop(&js, j, j->serial, E_CANCEL);
+    job_release(&js, j);
+  }
+  jobs_close(&js);
+}
+
 /* ---- many threads ---- */
 
-enum { STORM = 4000 };
+enum { STORM = 4000, STORM_ROOM = 2 };
 
 static struct jobs storm;
+static _Atomic int storm_taken[2]; /* by device */
 static struct job *target;
 static pthread_mutex_t target_mu = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t target_serial;
 static _Atomic int storm_over;
 
+/* The loop of device.c, with jobs of one picture that is closed at once. arg: its counter in storm_taken. */
 static void *storm_device(void *arg)
 {
+  int at = (int)((_Atomic int *)arg - storm_taken), alive = 0;
+  struct picture *next;
   struct job *j;
 
-  while (jobs_wait(&storm, 1)) {
-    j = job_take(&storm);
-    if (!j)
-      continue; /* the stopper was faster */
-    int stop = atomic_load(&j->stop);
-    if (stop) {
-      job_stop_reason(&j->err, stop);
-      job_fail(&storm, j);
-    } else {
-      job_drawn(&storm, j);
+  do {
+    for (struct picture *p = pics_returned(&storm, at); p; p = next, alive--) {
+      next = p->next;
+      job_drawn(&storm, p->job);
     }
-  }
+    while (alive < STORM_ROOM && (j = job_take(&storm, at))) {
+      int stop = atomic_load(&j->stop);
+      atomic_fetch_add(&storm_taken[at], 1);
+      if (stop) {
+        job_stop_reason(&j->err, stop);
+        job_fail(&storm, j);
+        continue;
+      }
+      alive++;
+      pic_send(&storm, &j->pic[j->started++], STAGE_CLOSE);
+    }
+  } while (jobs_wait(&storm, at, alive < STORM_ROOM) || alive);
+  return arg;
+}
+
+static void *storm_stage(void *arg)
+{
+  struct stage_item *item;
+
+  while ((item = stage_next(&storm, (int)((_Atomic int *)arg - storm_taken))))
+    pic_return(&storm, item->pic);
   return arg;
 }
 
@@ -533,22 +660,29 @@ static void *storm_stopper(void *arg)
   return arg;
 }
 
-/* Every job is woken exactly once, whoever wins: device, encoder or stopper. */
-static void test_storm(void **state)
+/* Every job is woken exactly once, whoever wins: device, encoder or stopper. No device sleeps while a job waits for it: else this never ends. */
+static void run_storm(int devices)
 {
   static _Atomic int woken[STORM];
   struct job *window[4] = {0};
   int at[4] = {0}, ended = 0;
-  pthread_t t[3];
+  pthread_t t[6];
   struct err e = {0};
+  int threads = 0;
 
-  (void)state;
-  assert_int_equal(jobs_open(&storm, 4, 1, &e), 0);
-  assert_int_equal(thread_start(&t[0], "device", storm_device, NULL, &e), 0);
-  assert_int_equal(thread_start(&t[1], "encoder", storm_encoder, NULL, &e), 0);
-  assert_int_equal(thread_start(&t[2], "stopper", storm_stopper, NULL, &e), 0);
+  target = NULL;
+  storm_over = 0;
+  assert_int_equal(jobs_open(&storm, 4, STORM_ROOM, devices, &e), 0);
+  for (int i = 0; i < devices; i++) {
+    storm_taken[i] = 0;
+    assert_int_equal(thread_start(&t[threads++], "device", storm_device, &storm_taken[i], &e), 0);
+    assert_int_equal(thread_start(&t[threads++], "stage", storm_stage, &storm_taken[i], &e), 0);
+  }
+  assert_int_equal(thread_start(&t[threads++], "encoder", storm_encoder, NULL, &e), 0);
+  assert_int_equal(thread_start(&t[threads++], "stopper", storm_stopper, NULL, &e), 0);
   for (int i = 0; i < STORM; i++) {
     int k = i % 4;
+    woken[i] = 0;
     if (window[k]) {
       while (!atomic_load(&woken[at[k]]))
         sched_yield();
@@ -570,12 +704,29 @@ static void test_storm(void **state)
   atomic_store(&storm_over, 1);
   assert_int_equal(jobs_count(&storm).active, 0);
   jobs_end(&storm);
-  for (int i = 0; i < 3; i++)
+  for (int i = 0; i < threads; i++)
     pthread_join(t[i], NULL);
   for (int i = 0; i < STORM; i++)
     assert_int_equal(woken[i], 1);
-  print_message("%d of %d jobs were stopped\n", ended, STORM);
+  print_message("%d of %d jobs were stopped", ended, STORM);
+  for (int i = 0; i < devices; i++) {
+    print_message("%s %d", i ? " and" : "; taken:", storm_taken[i]);
+    assert_true(storm_taken[i] > 0 && storm.desk[i].pictures == 0);
+  }
+  print_message("\n");
   jobs_close(&storm);
+}
+
+static void test_storm(void **state)
+{
+  (void)state;
+  run_storm(1);
+}
+
+static void test_storm_two(void **state)
+{
+  (void)state;
+  run_storm(2);
 }
 
 int main(void)
@@ -584,7 +735,8 @@ int main(void)
       cmocka_unit_test(test_bound),         cmocka_unit_test(test_entry_is_clean),
       cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running), cmocka_unit_test(test_reading), cmocka_unit_test(test_cut),
       cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look), cmocka_unit_test(test_list),
-      cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),
+      cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),    cmocka_unit_test(test_two_devices),
+      cmocka_unit_test(test_two_devices_look), cmocka_unit_test(test_storm_two),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);

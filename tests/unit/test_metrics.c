@@ -74,8 +74,8 @@ static void test_counters_and_gauges(void **state)
   shows("safelight_jobs_cancelled_total{by=\"shutdown\"}", 2);
   metric_set(METRIC_DURABLE, DURABLE_CANCELLED, 6);
   shows("safelight_durable_jobs{state=\"cancelled\"}", 6);
-  metric_set(METRIC_DEVICE_BYTES, MEMORY_ACTIVATIONS, 1LL << 40);
-  shows("safelight_device_memory_planned_bytes{what=\"activations\"}", 1099511627776.0);
+  metric_set(METRIC_DEVICE_BYTES, metric_on(MEMORY_ACTIVATIONS, 0), 1LL << 40);
+  shows("safelight_device_memory_planned_bytes{what=\"activations\",device=\"0\"}", 1099511627776.0);
 }
 
 static void test_requests(void **state)
@@ -107,12 +107,12 @@ static void test_histograms(void **state)
   metric_observe(METRIC_BATCH_SIZE, 0, 5);
   metric_observe(METRIC_BATCH_SIZE, 0, 1000);
   metric_observe(METRIC_BATCH_SIZE, 0, -4); /* counts as 0 */
-  shows("safelight_batch_size_bucket{le=\"1\"}", 2);
-  shows("safelight_batch_size_bucket{le=\"4\"}", 2);
-  shows("safelight_batch_size_bucket{le=\"6\"}", 3);
-  shows("safelight_batch_size_bucket{le=\"64\"}", 3);
-  shows("safelight_batch_size_bucket{le=\"+Inf\"}", 4);
-  shows("safelight_batch_size_sum", 1006);
+  shows("safelight_batch_size_bucket{device=\"0\",le=\"1\"}", 2);
+  shows("safelight_batch_size_bucket{device=\"0\",le=\"4\"}", 2);
+  shows("safelight_batch_size_bucket{device=\"0\",le=\"6\"}", 3);
+  shows("safelight_batch_size_bucket{device=\"0\",le=\"64\"}", 3);
+  shows("safelight_batch_size_bucket{device=\"0\",le=\"+Inf\"}", 4);
+  shows("safelight_batch_size_sum{device=\"0\"}", 1006);
   metric_look(METRIC_BATCH_SIZE, 0, &h);
   assert_true(h.buckets == 12 && h.bound[4] == 6 && h.sum == 1006 && !h.is_seconds);
   assert_true(h.count[0] == 2 && h.count[3] == 0 && h.count[4] == 1 && h.count[12] == 1); /* of each bucket alone */
@@ -128,6 +128,40 @@ static void test_histograms(void **state)
   assert_null(metric_label(METRIC_STAGE_SECONDS, STAGE_COUNT));
   assert_null(metric_label(METRIC_BATCH_SIZE, 0));
   assert_null(metric_label(METRIC_REQUESTS, 0)); /* two labels */
+}
+
+/* Shown under the operator's numbers, those that are there alone; looked at, they are one. */
+static void test_devices(void **state)
+{
+  static const int one[] = {0}, numbers[] = {3, 12};
+  struct metric_histogram h, both;
+
+  (void)state;
+  shows("safelight_pictures_running{device=\"12\"}", -1);
+  metric_devices(numbers, 2);
+  metric_move(METRIC_RUNNING, metric_on(0, 0), 2);
+  metric_move(METRIC_RUNNING, metric_on(0, 1), 3);
+  shows("safelight_pictures_running{device=\"3\"}", 2);
+  shows("safelight_pictures_running{device=\"12\"}", 3);
+  shows("safelight_pictures_running{device=\"0\"}", -1);
+  shows("safelight_pictures_running{device=\"\"}", -1); /* a third */
+  assert_int_equal(metric_value(METRIC_RUNNING, 0), 5);
+  metric_set(METRIC_DEVICE_BYTES, metric_on(MEMORY_WEIGHTS, 0), 7);
+  metric_set(METRIC_DEVICE_BYTES, metric_on(MEMORY_WEIGHTS, 1), 8);
+  shows("safelight_device_memory_planned_bytes{what=\"weights\",device=\"12\"}", 8);
+  assert_int_equal(metric_value(METRIC_DEVICE_BYTES, MEMORY_WEIGHTS), 15);
+  assert_string_equal(metric_label(METRIC_DEVICE_BYTES, MEMORY_WEIGHTS), "weights");
+  assert_null(metric_label(METRIC_DEVICE_BYTES, MEMORY_COUNT));
+  metric_look(METRIC_BATCH_SIZE, 0, &h);
+  for (int i = 0; i < 2; i++)
+    metric_observe(METRIC_BATCH_SIZE, metric_on(0, i), 64);
+  shows("safelight_batch_size_bucket{device=\"12\",le=\"48\"}", 0);
+  shows("safelight_batch_size_bucket{device=\"12\",le=\"64\"}", 1);
+  shows("safelight_batch_size_sum{device=\"12\"}", 64);
+  metric_look(METRIC_BATCH_SIZE, 0, &both);
+  assert_true(both.sum == h.sum + 128 && both.count[11] == h.count[11] + 2);
+  metric_devices(one, 1);
+  metric_move(METRIC_RUNNING, metric_on(0, 0), -2);
 }
 
 static void test_names(void **state)
@@ -213,8 +247,12 @@ static void *count(void *arg)
 /* While others count, no counter goes back, and buckets are never more than the bucket above them. */
 static void test_threads(void **state)
 {
-  static const char *const grows[] = {"safelight_steps_total", "safelight_step_seconds_bucket{le=\"0.001\"}", "safelight_step_seconds_bucket{le=\"0.002\"}",
-                                      "safelight_step_seconds_bucket{le=\"0.01\"}", "safelight_step_seconds_count", "safelight_step_seconds_sum"};
+  static const char *const grows[] = {"safelight_steps_total{device=\"0\"}",
+                                      "safelight_step_seconds_bucket{device=\"0\",le=\"0.001\"}",
+                                      "safelight_step_seconds_bucket{device=\"0\",le=\"0.002\"}",
+                                      "safelight_step_seconds_bucket{device=\"0\",le=\"0.01\"}",
+                                      "safelight_step_seconds_count{device=\"0\"}",
+                                      "safelight_step_seconds_sum{device=\"0\"}"};
   double last[6] = {0};
   pthread_t t[COUNTERS];
 
@@ -235,9 +273,9 @@ static void test_threads(void **state)
   } while (atomic_load(&counting));
   for (int i = 0; i < COUNTERS; i++)
     pthread_join(t[i], NULL);
-  shows("safelight_steps_total", 2.0 * COUNTERS * ROUNDS);
-  shows("safelight_step_seconds_count", (double)COUNTERS * ROUNDS);
-  shows("safelight_pictures_running", 0);
+  shows("safelight_steps_total{device=\"0\"}", 2.0 * COUNTERS * ROUNDS);
+  shows("safelight_step_seconds_count{device=\"0\"}", (double)COUNTERS * ROUNDS);
+  shows("safelight_pictures_running{device=\"0\"}", 0);
 }
 
 int main(void)
@@ -245,7 +283,7 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_counters_and_gauges), cmocka_unit_test(test_requests), cmocka_unit_test(test_histograms),
       cmocka_unit_test(test_process),             cmocka_unit_test(test_info),     cmocka_unit_test(test_no_room),
-      cmocka_unit_test(test_threads), cmocka_unit_test(test_names),
+      cmocka_unit_test(test_threads), cmocka_unit_test(test_devices), cmocka_unit_test(test_names),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);

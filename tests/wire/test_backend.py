@@ -43,7 +43,7 @@ def test_a_restart_compiles_nothing(start):
         state = d.state
         d.png()
         d.stop()
-        found, compiled = re.findall(r"plans for this GPU since the start: (\d+) found in .*/plans, (\d+) compiled", d.log())[-1]
+        found, compiled = re.findall(r"plans for GPU 0 since the start: (\d+) found in .*/plans, (\d+) compiled", d.log())[-1]
         said.append((int(found), int(compiled)))
     assert said[0][1] > 0 and said[1][0] > 0 and said[1][1] == 0, said
 

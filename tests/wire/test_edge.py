@@ -58,7 +58,7 @@ def test_one_tenant_at_a_time(start, tmp_path):
     first = d.socket()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEYS['alice']}\r\nContent-Type: application/json\r\n"
     first.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    until(lambda: b"safelight_pictures_running 1\n" in d.get("/metrics").body, "the first picture to be drawn", 30)
+    until(lambda: b'safelight_pictures_running{device="0"} 1\n' in d.get("/metrics").body, "the first picture to be drawn", 30)
     is_refused(d.post(QUICK, **key("alice")), "1 of your requests are accepted already")
     assert d.post({**QUICK, "steps": 1}, **key("bob")).status == 200
     first.close()  # who goes away gives his place back

@@ -49,7 +49,7 @@ def test_what_happened_is_counted(start):
     before = scrape(d)
     assert value(before, "safelight_ready") == 1
     for what in ("weights", "activations"):
-        assert value(before, "safelight_device_memory_planned_bytes", what=what) > 1 << 20, what
+        assert value(before, "safelight_device_memory_planned_bytes", what=what, device="0") > 1 << 20, what
     assert value(before, "safelight_queue_capacity") == 64
     assert requests(before, "openai", 200) == 0
     assert d.post({**QUICK, "n": 2}).status == 200
@@ -60,11 +60,13 @@ def test_what_happened_is_counted(start):
     assert requests(after, "openai", 200) >= 1 and requests(after, "openai", 400) == 1
     assert value(after, "safelight_refusals", "safelight_refusals_total", reason="bad_request") == 1
     assert value(after, "safelight_pictures", "safelight_pictures_total") >= 2
-    assert value(after, "safelight_steps", "safelight_steps_total") >= 2 * QUICK["steps"]
+    assert value(after, "safelight_steps", "safelight_steps_total", device="0") >= 2 * QUICK["steps"]
     for stage in ("queue", "text", "unet", "vae", "encode", "audit"):
         assert value(after, "safelight_stage_seconds", "safelight_stage_seconds_count", stage=stage) >= 1, stage
-    assert value(after, "safelight_batch_size", "safelight_batch_size_count") == value(after, "safelight_step_seconds", "safelight_step_seconds_count") > 0
-    assert value(after, "safelight_jobs_queued") == value(after, "safelight_pictures_running") == 0
+    batches = value(after, "safelight_batch_size", "safelight_batch_size_count", device="0")
+    assert batches == value(after, "safelight_step_seconds", "safelight_step_seconds_count", device="0") > 0
+    assert value(after, "safelight_jobs_queued") == value(after, "safelight_pictures_running", device="0") == 0
+    assert {s.labels["device"] for s in after["safelight_pictures_running"].samples} == {"0"}  # those that are there, no more
     assert value(after, "safelight_request_seconds", "safelight_request_seconds_count", surface="openai") == 3
     assert value(after, "safelight_requests_in_flight") >= 1  # this one
     assert value(after, "safelight_connections") >= 1
@@ -97,7 +99,7 @@ def test_dashboards_and_alerts_name_what_there_is(daemon, path):
     assert len(used) >= 8 and used <= known, used - known
     for labels in re.findall(r"by \(([a-z, ]+)\)", text):
         for label in re.split(", ?", labels):
-            assert label in {"instance", "le", "surface", "status", "stage", "reason", "by"}, label
+            assert label in {"instance", "le", "surface", "status", "stage", "reason", "by", "what", "device"}, label
     if path.endswith(".json"):
         panels = json.loads(text)["panels"]
         assert len({p["id"] for p in panels}) == len(panels) and all(p["targets"] for p in panels)

@@ -14,11 +14,13 @@ POINTS = 28  # allocations that fail, spread over those of one reload, the first
 
 
 class Faults:
+    """Allocations of one of the daemon's threads, by its name."""
+
     def __init__(self, folder):
         self.path = folder / "countdown"
         self.path.write_bytes(struct.pack("=q", 0))
-        self.library = folder / "loader_alloc.so"
-        subprocess.run(["cc", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(ROOT / "tests/fault/loader_alloc.c"),
+        self.library = folder / "thread_alloc.so"
+        subprocess.run(["cc", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(ROOT / "tests/fault/thread_alloc.c"),
                         "-o", str(self.library)], check=True)
 
     def arm(self, n):
@@ -35,7 +37,7 @@ def faults(tmp_path, monkeypatch):
         pytest.skip("a sanitizer has an allocator of its own")
     f = Faults(tmp_path)
     monkeypatch.setitem(conftest.ENV, "LD_PRELOAD", str(f.library))
-    monkeypatch.setitem(conftest.ENV, "LOADER_ALLOC", str(f.path))
+    monkeypatch.setitem(conftest.ENV, "FAULT_COUNTDOWN", str(f.path))
     return f
 
 

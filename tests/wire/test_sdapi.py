@@ -384,7 +384,7 @@ def test_interrupt_leaves_other_surfaces_alone(shared):
     body = json.dumps({**LONG, "steps": 60})
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         drawn = pool.submit(shared.request, "POST", "/v1/images/generations", body, {"Content-Type": "application/json", **key})
-        until(lambda: "safelight_pictures_running 1" in shared.get("/metrics").body.decode(), "the picture to be drawn", 60)
+        until(lambda: 'safelight_pictures_running{device="0"} 1' in shared.get("/metrics").body.decode(), "the picture to be drawn", 60)
         assert post(shared, "interrupt", {}, **key).json == {}
         assert drawn.result(120).status == 200
     assert is_idle(progress(shared, "anna"))

@@ -131,5 +131,5 @@ def test_many_clients(start, flags):
     assert [a.status for a in answers] == [200] * 24
     assert [len(a.json["data"]) for a in answers] == [1 + i % 3 for i in range(24)]
     page = d.get("/metrics").body.decode()
-    assert "safelight_pictures_running 0" in page and "safelight_jobs_queued 0" in page
+    assert 'safelight_pictures_running{device="0"} 0' in page and "safelight_jobs_queued 0" in page
     assert f"safelight_pictures_total {sum(1 + i % 3 for i in range(24))}" in page

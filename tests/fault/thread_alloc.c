@@ -1,8 +1,9 @@
 /*
- * loader_alloc.c - a library to preload: makes the Nth allocation of the daemon's loader thread fail, and those of no other thread.
+ * thread_alloc.c - a library to preload: makes the Nth allocation of one of the daemon's threads fail, and those of no other thread.
  *
- * LOADER_ALLOC names a file of 8 bytes that is mapped: a countdown. Each allocation of the thread called "loader" takes one off; the one that reaches 0
- * fails. Below 0 none does. Called by tests/wire/test_safety_faults.py, which builds it. Threads: any.
+ * FAULT_COUNTDOWN names a file of 8 bytes that is mapped: a countdown. Each allocation of the thread that FAULT_THREAD names ("loader" unless it does)
+ * takes one off; the one that reaches 0 fails. Below 0 none does. Called by tests/wire/test_safety_faults.py, which builds it, and test_devices.py.
+ * Threads: any.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -16,14 +17,17 @@
 #include <unistd.h>
 
 static _Atomic int64_t *countdown;
-static _Thread_local int seen, is_loader; /* a thread has its name before it runs for long: asked a few times, then known */
+static const char *wanted = "loader";
+static _Thread_local int seen, is_wanted; /* a thread has its name before it runs for long: asked a few times, then known */
 
 __attribute__((constructor)) static void map_countdown(void)
 {
-  const char *path = getenv("LOADER_ALLOC");
+  const char *path = getenv("FAULT_COUNTDOWN"), *thread = getenv("FAULT_THREAD");
   int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
   void *p = fd >= 0 ? mmap(NULL, sizeof *countdown, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
 
+  if (thread)
+    wanted = thread;
   if (p != MAP_FAILED)
     countdown = p;
   if (fd >= 0)
@@ -36,11 +40,11 @@ static int fails(void)
 
   if (!countdown)
     return 0;
-  if (!is_loader && seen < 1000) {
+  if (!is_wanted && seen < 1000) {
     seen++;
-    is_loader = !pthread_getname_np(pthread_self(), name, sizeof name) && !strcmp(name, "loader");
+    is_wanted = !pthread_getname_np(pthread_self(), name, sizeof name) && !strcmp(name, wanted);
   }
-  if (!is_loader || atomic_load(countdown) <= 0)
+  if (!is_wanted || atomic_load(countdown) <= 0)
     return 0;
   return atomic_fetch_sub(countdown, 1) == 1;
 }
