@@ -26,14 +26,6 @@ template <typename D, typename S> static __global__ void __launch_bounds__(THREA
     from_f32(&dst[i], to_f32(src[i]));
 }
 
-template <typename D> static __global__ void __launch_bounds__(THREADS) transpose_kernel(D *dst, const float *src, int64_t rows, int64_t columns)
-{
-  int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-
-  if (i < rows * columns)
-    from_f32(&dst[i], src[i % rows * columns + i / rows]);
-}
-
 template <typename D, typename S> static int convert_to(cudaStream_t s, D *dst, const void *src, int64_t n)
 {
   return launch(convert_kernel<D, S>, dim3((unsigned)div_up(n, THREADS)), THREADS, s, dst, (const S *)src, n);
@@ -99,12 +91,4 @@ int kern_pack_conv(cudaStream_t s, void *dst, int act, const void *src, int src_
     return kern_convert(s, dst, act, src, src_type, out * in);
   return act == KERN_F16 ? pack_from(s, (__half *)dst, src, src_type, out, in, taps)
                          : pack_from(s, (__nv_bfloat16 *)dst, src, src_type, out, in, taps);
-}
-
-int kern_pack_transposed(cudaStream_t s, void *dst, int act, const float *src, int64_t rows, int64_t columns)
-{
-  dim3 grid((unsigned)div_up(rows * columns, THREADS));
-
-  return act == KERN_F16 ? launch(transpose_kernel<__half>, grid, THREADS, s, (__half *)dst, src, rows, columns)
-                         : launch(transpose_kernel<__nv_bfloat16>, grid, THREADS, s, (__nv_bfloat16 *)dst, src, rows, columns);
 }

@@ -2,7 +2,7 @@
  * device.cuh - what the kernels share: 16-bit elements as fp32, aligned packs of them, sums over a warp, and the launch.
  *
  * Included by the .cu files only. Nothing here knows whether nvcc or the simulator of tests/cudasim compiles it: both supply the CUDA headers
- * by name. Kernels keep to what both understand: static shared memory, no inline assembly, cudaLaunchKernelEx instead of <<< >>>.
+ * by name. Kernels keep to what both understand: static shared memory, no inline assembly (but mma.cuh's), cudaLaunchKernelEx instead of <<< >>>.
  */
 #ifndef SAFELIGHT_KERNELS_CUDA_DEVICE_H
 #define SAFELIGHT_KERNELS_CUDA_DEVICE_H

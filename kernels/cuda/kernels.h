@@ -4,11 +4,11 @@
  *   convert.cu    types of elements, packing of parameters      norm.cu     group norm + temb + SiLU, layer norm
  *   pointwise.cu  activations, GEGLU, sums                      shape.cu    concat, nearest upsampling, rows put together
  *   embed.cu      timestep sinusoids, token tables              latent.cu   guidance + sampler step, 8-bit pictures, gathers
- *   attn.cu       attention that cuDNN does not take (causal)   lowrank.cu  LoRA: segmented shrink and expand
+ *   attn.cu       attention that cuDNN does not take (causal)   lowrank.cu  LoRA: both products of each picture in one
  *
  * All of them: channels-last; 16-bit elements in and out with fp32 (or wider) arithmetic between; enqueue on the stream and return; take
  * no memory of their own. A row's bits depend neither on the other rows nor on their count: reductions run in an order that the shape
- * of one picture fixes, no float is ever added atomically, nothing is split along a sum.
+ * of one picture fixes, no float is ever added atomically, nothing is split along a sum but within a block.
  * Each returns 0 or a cudaError_t. Pointers are device memory unless a comment says host. Types of elements are `enum kern_type`, which
  * numbers them as enum dtype does (be_cuda.c asserts it); `act` is KERN_F16 or KERN_BF16.
  *
@@ -30,7 +30,7 @@ extern "C" {
 
 enum kern_type { KERN_F32, KERN_F16, KERN_BF16, KERN_I32, KERN_U8 };
 enum kern_act { KERN_SILU, KERN_GELU, KERN_QUICK_GELU };
-enum { KERN_ROWS = 64, KERN_MAX_CHANNELS = 4096, KERN_MAX_GROUPS = 256, KERN_MAX_HEAD = 512 };
+enum { KERN_ROWS = 64, KERN_MAX_CHANNELS = 4096, KERN_MAX_GROUPS = 256, KERN_MAX_HEAD = 512, KERN_UP_STEP = 16 };
 
 struct kern_kv { /* keys and values of a picture: (T, heads*K) */
   const void *k, *v;
@@ -71,8 +71,8 @@ struct kern_coef_rows {
  * follows a slot whose contents are replaced between steps. */
 struct kern_slot {
   const void *down; /* (R, kh*kw*in) of type act */
-  const void *up;   /* (R, out) of type act */
-  int rank;
+  const void *up;   /* from kern_pack_up */
+  int rank, width;  /* width: the rank, rounded up to a multiple of KERN_UP_STEP */
 };
 
 struct kern_slot_rows {
@@ -90,8 +90,6 @@ struct kern_geometry { /* of a convolution; of a linear: H W Ho Wo = 1 T 1 T, kh
 int kern_convert(cudaStream_t s, void *dst, int dst_type, const void *src, int src_type, int64_t n);
 /* (out, in, taps) of any float type to (out, taps, in) of type act; taps 1 is kern_convert. */
 int kern_pack_conv(cudaStream_t s, void *dst, int act, const void *src, int src_type, int64_t out, int64_t in, int64_t taps);
-/* (rows, columns) F32 to (columns, rows) of type act. */
-int kern_pack_transposed(cudaStream_t s, void *dst, int act, const float *src, int64_t rows, int64_t columns);
 
 /* ---- norm.cu ---- */
 
@@ -144,12 +142,11 @@ int kern_attention(cudaStream_t s, int act, void *o, const void *q, const struct
 
 /* ---- lowrank.cu ---- */
 
-/* t (B, Ho*Wo, most) F32: the first slot->rank of each row become down . patch of x (B, H, W, in). B <= KERN_ROWS; most: at least any rank. */
-int kern_shrink(cudaStream_t s, int act, float *t, const void *x, const struct kern_slot_rows *slots, int64_t B, const struct kern_geometry *g,
-                int64_t in, int64_t most);
-/* y (B, pixels, out) += up . t; y is F32 or act. */
-int kern_expand(cudaStream_t s, int act, void *y, int y_type, const float *t, const struct kern_slot_rows *slots, int64_t B, int64_t pixels,
-                int64_t out, int64_t most);
+/* src (out, rank) F32 to (out, width) BF16, zeros behind the rank; for act KERN_F16 followed by as many rests, which together have every bit of fp16. */
+int kern_pack_up(cudaStream_t s, void *dst, int act, const float *src, int64_t out, int64_t rank, int64_t width);
+/* y (B, Ho*Wo, out) += up . (down . patch of x (B, H, W, in)) for each row that has a slot; y is F32 or act. B <= KERN_ROWS; any rank. */
+int kern_lowrank(cudaStream_t s, int act, void *y, int y_type, const void *x, const struct kern_slot_rows *slots, int64_t B,
+                 const struct kern_geometry *g, int64_t in, int64_t out);
 
 #ifdef __cplusplus
 }

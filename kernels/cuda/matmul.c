@@ -231,35 +231,28 @@ static int same_walk(const struct lowrank *a, const struct lowrank *b)
 }
 
 struct lowrank_numbers {
-  int64_t in, most;
+  int64_t in;
   struct kern_geometry g;
 };
 
-/* Ranks are rounded up to this where memory is laid out, so that adapters of about one size share a captured pass. */
-enum { RANK_STEP = 32 };
-
+/* A captured pass has fixed the walk over x; which rows have factors, and of what rank, kernels read when they run. */
 int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct lowrank *const *row, struct err *e)
 {
   struct cuda *c = cuda_of(be);
-  int64_t B = x.d[0], pixels = tensor_rows(y) / y.d[0], most = 0;
   const struct lowrank *any = NULL;
   struct lowrank_numbers more;
-  struct kern_geometry g;
-  void *t;
-  int r;
+  int64_t B = x.d[0];
+  int r = 0;
 
   assert(x.type == be->act && (y.type == be->act || y.type == DT_F32));
   for (int64_t b = 0; b < B; b++)
     if (row[b]) {
       assert(fits(row[b], y, x) && (!any || same_walk(any, row[b])));
       any = row[b];
-      most = any->rank > most ? any->rank : most;
     }
   if (!any)
     return 0;
-  g = geometry(any, y, x);
-  most = (most + RANK_STEP - 1) / RANK_STEP * RANK_STEP;
-  r = cuda_scratch(c, (size_t)((B < KERN_ROWS ? B : KERN_ROWS) * pixels * most) * sizeof(float), &t, e);
+  more = (struct lowrank_numbers){any->in, geometry(any, y, x)};
   for (int64_t b = 0; b < B && !r; b += KERN_ROWS) {
     int64_t n = B - b < KERN_ROWS ? B - b : KERN_ROWS;
     struct kern_slot_rows slots;
@@ -268,12 +261,10 @@ int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct l
     for (int64_t i = 0; i < n; i++)
       slots.row[i] = row[b + i] ? row[b + i]->slot : NULL;
     pass_table(c, slots.row, (size_t)n * sizeof *slots.row, (const void **)&slots.at);
-    more = (struct lowrank_numbers){any->in, most, g};
     if (pass_skips(c, "lowrank", (struct tensor[]){tensor_batch(y, b, n), tensor_batch(x, b, n)}, 2, NULL, &more, sizeof more))
       continue;
-    r = cuda_check(kern_shrink(c->stream, be->act, t, tensor_batch(x, b, n).p, &slots, n, &g, any->in, most), "low-rank shrink", e);
-    if (!r)
-      r = cuda_check(kern_expand(c->stream, be->act, tensor_batch(y, b, n).p, y.type, t, &slots, n, pixels, any->out, most), "low-rank expand", e);
+    r = cuda_check(kern_lowrank(c->stream, be->act, tensor_batch(y, b, n).p, y.type, tensor_batch(x, b, n).p, &slots, n, &more.g, any->in, any->out), "lowrank",
+                   e);
   }
   return r;
 }

@@ -118,7 +118,9 @@ void cuda_weight_free(struct be *be, struct weight *w)
 int cuda_lowrank_load(struct be *be, const struct lowrank_desc *d, struct lowrank **l, struct err *e)
 {
   struct lowrank *p = calloc(1, sizeof *p);
-  size_t each = dtype_size(be->act), slot_bytes = cuda_round(sizeof *p->slot), down_bytes, up_count = (size_t)(d->out * d->rank);
+  int64_t width = (d->rank + KERN_UP_STEP - 1) / KERN_UP_STEP * KERN_UP_STEP;
+  size_t slot_bytes = cuda_round(sizeof *p->slot), down_bytes, up_bytes = (size_t)(d->out * width) * (be->act == DT_F16 ? 4 : 2);
+  size_t raw_bytes = (size_t)(d->out * d->rank) * sizeof(float);
   struct cuda *c = cuda_of(be);
   struct kern_slot slot;
   void *raw = NULL;
@@ -138,19 +140,19 @@ int cuda_lowrank_load(struct be *be, const struct lowrank_desc *d, struct lowran
     p->pad_hi = d->pad_hi;
   }
   taps = (int64_t)p->kh * p->kw;
-  down_bytes = cuda_round((size_t)(d->rank * d->in * taps) * each);
-  r = be->ops->mem_alloc(be, slot_bytes + down_bytes + up_count * each, &p->block, e);
+  down_bytes = cuda_round((size_t)(d->rank * d->in * taps) * dtype_size(be->act));
+  r = be->ops->mem_alloc(be, slot_bytes + down_bytes + up_bytes, &p->block, e);
   if (r)
     goto out;
   p->slot = p->block;
-  slot = (struct kern_slot){(char *)p->block + slot_bytes, (char *)p->block + slot_bytes + down_bytes, p->rank};
+  slot = (struct kern_slot){(char *)p->block + slot_bytes, (char *)p->block + slot_bytes + down_bytes, p->rank, (int)width};
   r = put(be, (void *)(uintptr_t)slot.down, be->act, d->down, DT_F32, d->rank, d->in, taps, e);
   if (!r)
-    r = cuda_staging(c, up_count * sizeof(float), &raw, e);
+    r = cuda_staging(c, raw_bytes, &raw, e);
   if (!r)
-    r = cuda_check(cudaMemcpyAsync(raw, d->up, up_count * sizeof(float), cudaMemcpyHostToDevice, c->stream), "upload of factors", e);
+    r = cuda_check(cudaMemcpyAsync(raw, d->up, raw_bytes, cudaMemcpyHostToDevice, c->stream), "upload of factors", e);
   if (!r)
-    r = cuda_check(kern_pack_transposed(c->stream, (void *)(uintptr_t)slot.up, be->act, raw, d->out, d->rank), "packing factors", e);
+    r = cuda_check(kern_pack_up(c->stream, (void *)(uintptr_t)slot.up, be->act, raw, d->out, d->rank, width), "packing factors", e);
   if (!r)
     r = cuda_check(cudaMemcpyAsync(p->slot, &slot, sizeof slot, cudaMemcpyHostToDevice, c->stream), "upload of a slot", e);
   if (!r)

@@ -7,8 +7,9 @@
  *   sim_vendor.c kernels/cuda/blas.h and dnn.h as plain loops
  *
  * What it reports (cudaErrorLaunchFailure, with a sentence in cudasim_fault()): a barrier that not all threads of the block reach; different
- * barriers at once; a shuffle whose lanes are not all there, or that reads a lane outside of its mask; launches beyond the limits of the
- * hardware; work for a device that is not current; allocations and waits while a graph is captured. Errors stick, as on a device, until cudasim_reset().
+ * barriers at once; a shuffle, or a product on tensor cores, whose lanes are not all there, or that reads a lane outside of its mask; launches
+ * beyond the limits of the hardware; work for a device that is not current; allocations and waits while a graph is captured. Errors stick, as
+ * on a device, until cudasim_reset().
  * What shows in the numbers: a missing barrier (threads run in an order that the seed picks, and shared memory starts as NaN); memory that
  * nobody wrote (fresh device memory is NaN). What ASan and UBSan end the program for: bounds of device memory and of shared arrays,
  * misaligned vector accesses, device memory freed too early, memory of another device than the one that computes.

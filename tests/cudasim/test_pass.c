@@ -484,10 +484,63 @@ static void test_model(void **state)
   assert_int_equal(cudasim_counts().live, 0);
 }
 
+static long launches_of_step(struct rig *r, struct generation *const *g, int n)
+{
+  struct draw *d[PICTURES];
+  long before;
+
+  for (int i = 0; i < n; i++)
+    d[i] = started(r, g[i], i);
+  before = cudasim_counts().launches;
+  step(r, d, n);
+  before = cudasim_counts().launches - before;
+  for (int i = 0; i < n; i++)
+    draw_close(d[i]);
+  return before;
+}
+
+/* The sites with factors that a step applies; the keys and values of the prompt were made before. */
+static long sites_of_step(const struct generation *g)
+{
+  long n = 0;
+
+  for (int i = 0; i < g->n; i++)
+    n += g->lowrank[i] && !strstr(g->site[i].name, "attn2.to_k") && !strstr(g->site[i].name, "attn2.to_v");
+  return n;
+}
+
+/* Factors beside the weights cost a launch for each site, whatever the batch, and for the pictures of the base beside them nothing; folded ones none. */
+static void test_launches(void **state)
+{
+  struct generation *g[PICTURES], *base, *runtime, *folded;
+  struct rig r;
+  long plain, pair;
+
+  (void)state;
+  rig_open(&r, 1);
+  base = model_base(r.m);
+  runtime = published(&r, r.a, FORM_RUNTIME);
+  folded = published(&r, r.a, FORM_FOLDED);
+  assert_true(sites_of_step(runtime) > 20);
+  plain = launches_of_step(&r, &base, 1);
+  assert_int_equal(launches_of_step(&r, &folded, 1), plain);
+  assert_int_equal(launches_of_step(&r, &runtime, 1), plain + sites_of_step(runtime));
+  g[0] = g[1] = base;
+  pair = launches_of_step(&r, g, 2);
+  g[1] = runtime;
+  assert_int_equal(launches_of_step(&r, g, 2), pair + sites_of_step(runtime));
+  g[0] = runtime;
+  assert_int_equal(launches_of_step(&r, g, 2), pair + sites_of_step(runtime));
+  generation_unref(runtime);
+  generation_unref(folded);
+  rig_close(&r);
+  assert_int_equal(cudasim_counts().live, 0);
+}
+
 /* test_pass ops: without the model. */
 int main(int argc, char **argv)
 {
-  const struct CMUnitTest model[] = {cmocka_unit_test(test_model)}, tests[] = {
+  const struct CMUnitTest model[] = {cmocka_unit_test(test_model), cmocka_unit_test(test_launches)}, tests[] = {
       cmocka_unit_test(test_replays), cmocka_unit_test(test_other_graphs), cmocka_unit_test(test_moved_scratch), cmocka_unit_test(test_refused),
       cmocka_unit_test(test_no_memory), cmocka_unit_test(test_many_shapes), cmocka_unit_test(test_outside_only),
   };

@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "base/half.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/kernels.h"
 #include "tests/cudasim/sim.h"
@@ -151,6 +152,46 @@ static void test_limits(void **state)
   assert_int_equal(wrong_launch(TOO_MANY_THREADS, stream, y, 0), cudaErrorInvalidConfiguration);
 }
 
+/* Tensor cores: a product of small numbers, no two rows or columns alike, is the plain one to the last bit; all lanes have to be there. */
+static void test_products(void **state)
+{
+  uint16_t *a, *b;
+  float *d;
+
+  (void)state;
+  assert_int_equal(cudaMalloc((void **)&a, 16 * 16 * sizeof *a), 0);
+  assert_int_equal(cudaMalloc((void **)&b, 16 * 8 * sizeof *b), 0);
+  assert_int_equal(cudaMalloc((void **)&d, 16 * 8 * sizeof *d), 0);
+  for (int is_f16 = 0; is_f16 < 2; is_f16++) {
+    float left[16 * 16], right[16 * 8];
+
+    for (int i = 0; i < 16 * 16; i++)
+      left[i] = (float)(i * i % 61 - 30);
+    for (int i = 0; i < 16 * 8; i++)
+      right[i] = (float)(i * i * 3 % 59 - 29);
+    for (int i = 0; i < 16 * 16; i++)
+      a[i] = is_f16 ? f32_to_f16(left[i]) : f32_to_bf16(left[i]);
+    for (int i = 0; i < 16 * 8; i++) {
+      b[i] = is_f16 ? f32_to_f16(right[i]) : f32_to_bf16(right[i]);
+      d[i] = (float)i;
+    }
+    assert_int_equal(wrong_product(stream, d, a, b, is_f16, 0), 0);
+    for (int i = 0; i < 16 * 8; i++) {
+      float want = (float)i;
+
+      for (int k = 0; k < 16; k++)
+        want += left[i / 8 * 16 + k] * right[k * 8 + i % 8];
+      assert_true(d[i] == want);
+    }
+  }
+  assert_int_equal(wrong_product(stream, d, a, b, 0, 1), cudaErrorLaunchFailure);
+  assert_non_null(strstr(cudasim_fault(), "a lane that has left"));
+  cudasim_reset();
+  cudaFree(a);
+  cudaFree(b);
+  cudaFree(d);
+}
+
 /* A graph runs when it is launched, as often as it is launched, on what the memory holds then; it must not allocate or wait. */
 static void test_graph(void **state)
 {
@@ -270,6 +311,7 @@ int main(void)
       cmocka_unit_test_setup_teardown(test_races, setup, teardown),    cmocka_unit_test_setup_teardown(test_bounds, setup, teardown),
       cmocka_unit_test_setup_teardown(test_reach, setup, teardown),
       cmocka_unit_test_setup_teardown(test_limits, setup, teardown),   cmocka_unit_test_setup_teardown(test_graph, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_products, setup, teardown),
       cmocka_unit_test(test_no_device),                                cmocka_unit_test(test_out_of_memory),
       cmocka_unit_test_setup_teardown(test_sticky, setup, teardown),
   };

@@ -1,7 +1,7 @@
 /*
  * wrong.cu - small kernels, right ones and wrong ones, to show what the simulator notices. See test_sim.c.
  */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/mma.cuh"
 #include "tests/cudasim/wrong.h"
 
 enum { N = 64 };
@@ -91,6 +91,37 @@ static void __global__ shared_bounds_kernel(float *y, int at)
 static void __global__ wide_kernel(float *y, int at)
 {
   store_pack(y + at, pack<float, 4>{{1, 2, 3, 4}});
+}
+
+/* Element i of a lane, as PTX has it: of A, B and D for m16n8k16. */
+template <typename T> static void __global__ product_kernel(float *d, const uint16_t *a, const uint16_t *b, int lanes)
+{
+  int group = (int)threadIdx.x >> 2, in_group = (int)threadIdx.x % 4;
+  uint32_t left[4] = {}, right[2] = {};
+  float sum[4];
+
+  if ((int)threadIdx.x >= lanes)
+    return;
+  for (int i = 0; i < 8; i++) {
+    int row = (i >= 0 && i < 2) || (i >= 4 && i < 6) ? group : group + 8, column = in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+
+    left[i / 2] |= (uint32_t)a[row * 16 + column] << (i & 1) * 16;
+  }
+  for (int i = 0; i < 4; i++) {
+    int row = in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0);
+
+    right[i / 2] |= (uint32_t)b[row * 8 + group] << (i & 1) * 16;
+  }
+  for (int i = 0; i < 4; i++)
+    sum[i] = d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)];
+  mma<T>(sum, left, right);
+  for (int i = 0; i < 4; i++)
+    d[(i < 2 ? group : group + 8) * 8 + in_group * 2 + (i & 1)] = sum[i];
+}
+
+int wrong_product(cudaStream_t s, float *d, const uint16_t *a, const uint16_t *b, int is_f16, int half)
+{
+  return launch(is_f16 ? product_kernel<__half> : product_kernel<__nv_bfloat16>, dim3(1), WARP, s, d, a, b, half ? WARP / 2 : WARP);
 }
 
 template <typename... P, typename... A> static int run(void (*kernel)(P...), int threads, cudaStream_t s, A... args)

@@ -1,10 +1,11 @@
 /*
- * wrong.h - the kernels of wrong.cu. Called by test_sim.c. Threads: one.
+ * wrong.h - the kernels of wrong.cu, and products on simulated tensor cores. Called by test_sim.c. Threads: one.
  */
 #ifndef SAFELIGHT_TESTS_CUDASIM_WRONG_H
 #define SAFELIGHT_TESTS_CUDASIM_WRONG_H
 
 #include <cuda_runtime_api.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -17,6 +18,9 @@ enum wrong {
 
 /* Two blocks of it; y has at least 64 floats where the kernel writes all. */
 int wrong_launch(enum wrong what, cudaStream_t s, float *y, int arg);
+
+/* d (16, 8) += a (16, 16) b (16, 8): mma.cuh, of fp16 or bf16 bits, all rows outermost. half: only 16 lanes of the warp call, which is a fault. */
+int wrong_product(cudaStream_t s, float *d, const uint16_t *a, const uint16_t *b, int is_f16, int half);
 
 #ifdef __cplusplus
 }

@@ -88,6 +88,18 @@ template <typename V> static inline V cudasim_shuffled(uint32_t mask, V v, enum 
   return v;
 }
 
+/* What all lanes of the caller's warp have posted, n registers each. The warp meets here, and has to once more before anybody posts again. */
+enum { CUDASIM_POSTED = 8 };
+static inline const uint32_t (*cudasim_post(const uint32_t *mine, int n, const char *file, int line))[CUDASIM_POSTED]
+{
+  static uint32_t board[1024][CUDASIM_POSTED];
+  unsigned i = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+
+  std::memcpy(board[i], mine, (size_t)n * sizeof *mine);
+  (void)cudasim_shuffle(0xffffffffu, 0, CUDASIM_WARP, 0, file, line);
+  return board + i / 32 * 32;
+}
+
 /* Fibers do not run at the same time, and give way only at barriers and shuffles. */
 template <typename V> static inline V atomicAdd(V *p, V v)
 {
