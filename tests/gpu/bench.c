@@ -4,9 +4,10 @@
  *   bench [ARCH [SIZE [BATCHES [STEPS [SWAPS [in-turn]]]]]]   defaults: sd15 512 16 8 200; BATCHES is the largest, and 1, 2, 4, ... come before it
  *
  * Weights are drawn in memory (random: chips are faster on zeros). Times are of the wall, from before a call to the end of the stream's work, medians;
- * the matrix and copy peaks that they are compared with are measured in the same run. Lines: "peak", "step" (captured or not, rank of the
- * adapter, folded or not), "ends" (text encoder, VAE), "same" (a picture alone against the same in the largest batch, bit by bit), "swap"
- * (generations folded and published while pictures are drawn). Status 0: every line was printed and the bits were the same.
+ * the matrix and copy peaks that they are compared with are measured in the same run. Lines: "peak", "lowrank" (a shape of the attention's linears:
+ * what it takes, captured, and what factors of rank 4 and 28 add to it), "step" (captured or not, rank of the adapter, folded or not), "ends" (text
+ * encoder, VAE), "same" (a picture alone against the same in the largest batch, bit by bit), "swap" (generations folded and published while
+ * pictures are drawn). Status 0: every line was printed and the bits were the same.
  *
  * in-turn: generations are built between pictures on the one thread (the simulator has but one), which measures nothing.
  *
@@ -63,6 +64,19 @@ static double median(double *v, int n)
   return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
+/* n numbers from -0.5 to 0.5, or NULL. */
+static float *drawn(int64_t n)
+{
+  float *v = malloc((size_t)n * sizeof *v);
+  uint32_t seed = 1;
+
+  for (int64_t i = 0; v && i < n; i++) {
+    seed = seed * 1664525u + 1013904223u;
+    v[i] = (float)(seed >> 8) * 0x1p-24f - 0.5f;
+  }
+  return v;
+}
+
 /* ---- peaks ---- */
 
 /* The median of some calls of y = x w^T, n in every direction, or of copying as much. */
@@ -87,16 +101,11 @@ MUST_CHECK static int peak_of(struct be *be, struct tensor y, struct tensor x, c
 MUST_CHECK static int peaks(struct be *be, int n, struct err *e)
 {
   struct tensor x = {NULL, {1, 1, n, n}, be->act}, y = x;
-  float *v = malloc((size_t)n * (size_t)n * sizeof *v);
+  float *v = drawn((int64_t)n * n);
   struct weight *w = NULL;
   double product = 0, copy = 0;
-  uint32_t seed = 1;
   int r = v ? 0 : err_set(e, E_NOMEM, "out of memory");
 
-  for (int64_t i = 0; !r && i < (int64_t)n * n; i++) {
-    seed = seed * 1664525u + 1013904223u;
-    v[i] = (float)(seed >> 8) * 0x1p-24f - 0.5f;
-  }
   if (!r)
     r = be->ops->weight_load(be, &(struct weight_desc){.kind = WEIGHT_LINEAR, .out = n, .in = n, .w = v}, NULL, &w, e);
   if (!r && !(r = be->ops->mem_alloc(be, tensor_bytes(x), &x.p, e)) && !(r = be->ops->mem_alloc(be, tensor_bytes(y), &y.p, e)) &&
@@ -109,6 +118,113 @@ MUST_CHECK static int peaks(struct be *be, int n, struct err *e)
   be->ops->mem_free(be, y.p);
   be->ops->weight_free(be, w);
   free(v);
+  return r;
+}
+
+/* ---- linears of the attention, alone and with factors ---- */
+
+/* In a pass of one picture with guidance: q, k, v and what follows of the attention to itself, q and what follows of that to the prompt. */
+static const struct shape {
+  const char *arch;
+  int sites, level; /* of the UNet: half the side at each */
+  int64_t C;
+} shapes[] = {{"sd15", 30, 0, 320}, {"sd15", 30, 1, 640},   {"sd15", 30, 2, 1280}, {"sd15", 6, 3, 1280},
+              {"sdxl", 60, 1, 640}, {"sdxl", 360, 2, 1280}, {"emoji", 18, 1, 128}, {"emoji", 24, 2, 192}};
+
+enum { CALLS = 24 /* of a pass */, BUFFERS = 4 };
+
+struct linears {
+  struct be *be;
+  struct tensor x[BUFFERS], y[BUFFERS];
+  struct weight *w;
+  struct lowrank *l[2];
+};
+
+static void linears_close(struct linears *p)
+{
+  for (int i = 0; i < BUFFERS; i++) {
+    p->be->ops->mem_free(p->be, p->x[i].p);
+    p->be->ops->mem_free(p->be, p->y[i].p);
+  }
+  for (int i = 0; i < 2; i++)
+    p->be->ops->lowrank_free(p->be, p->l[i]);
+  p->be->ops->weight_free(p->be, p->w);
+}
+
+MUST_CHECK static int linears_open(struct linears *p, struct be *be, int64_t T, int64_t C, struct err *e)
+{
+  int64_t n = 2 * T * C > C * C ? 2 * T * C : C * C;
+  float *v = drawn(n);
+  int r = v ? 0 : err_set(e, E_NOMEM, "out of memory");
+
+  *p = (struct linears){.be = be};
+  if (!r)
+    r = be->ops->weight_load(be, &(struct weight_desc){.kind = WEIGHT_LINEAR, .out = C, .in = C, .w = v}, NULL, &p->w, e);
+  for (int i = 0; i < 2 && !r; i++)
+    r = be->ops->lowrank_load(be, &(struct lowrank_desc){.out = C, .in = C, .rank = i ? 28 : 4, .down = v, .up = v}, &p->l[i], e);
+  for (int i = 0; i < BUFFERS && !r; i++) {
+    p->x[i] = p->y[i] = (struct tensor){NULL, {2, 1, T, C}, be->act};
+    (void)((r = be->ops->mem_alloc(be, tensor_bytes(p->x[i]), &p->x[i].p, e)) || (r = be->ops->mem_alloc(be, tensor_bytes(p->y[i]), &p->y[i].p, e)) ||
+           (r = be->ops->upload(be, p->x[i], v, DT_F32, e)));
+  }
+  free(v);
+  return r;
+}
+
+/* A linear, followed by factors unless l is NULL, CALLS times in a pass; seconds of one. */
+MUST_CHECK static int linears_time(struct linears *p, const struct lowrank *l, int times, double *seconds, struct err *e)
+{
+  const struct lowrank *const row[2] = {l, l};
+  const struct be_ops *o = p->be->ops;
+  double t[LONGEST];
+  int r = 0;
+
+  for (int k = -WARM; k < times && !r; k++) {
+    double from = now();
+
+    for (int again = 1; again && !r;) {
+      int code = 0;
+
+      r = o->pass_begin(p->be, NULL, 0, e);
+      for (int i = 0; i < CALLS && !r && !code; i++) {
+        code = o->linear(p->be, p->y[i % BUFFERS], p->x[i % BUFFERS], p->w, tensor_none(), e);
+        if (!code && l)
+          code = o->lowrank(p->be, p->y[i % BUFFERS], p->x[i % BUFFERS], row, e);
+      }
+      if (!r)
+        r = o->pass_end(p->be, code, &again, e);
+    }
+    if (!r)
+      r = o->sync(p->be, e);
+    if (k >= 0)
+      t[k] = (now() - from) / CALLS;
+  }
+  *seconds = r ? 0 : median(t, times);
+  return r;
+}
+
+MUST_CHECK static int linears(struct be *be, const struct setup *s, struct err *e)
+{
+  int r = 0;
+
+  for (size_t i = 0; i < sizeof shapes / sizeof *shapes && !r; i++) {
+    int64_t side = s->size / 8 >> shapes[i].level;
+    struct linears p;
+    double alone, with[2];
+
+    if (strcmp(shapes[i].arch, s->arch) != 0)
+      continue;
+    r = linears_open(&p, be, side * side, shapes[i].C, e);
+    if (!r)
+      r = linears_time(&p, NULL, s->steps, &alone, e);
+    for (int k = 0; k < 2 && !r; k++)
+      r = linears_time(&p, p.l[k], s->steps, &with[k], e);
+    if (!r)
+      printf("{\"line\": \"lowrank\", \"arch\": \"%s\", \"rows\": %d, \"channels\": %d, \"sites\": %d, \"linear_us\": %.3f, \"r4_us\": %.3f, "
+             "\"r28_us\": %.3f}\n",
+             s->arch, (int)(2 * side * side), (int)shapes[i].C, shapes[i].sites, 1e6 * alone, 1e6 * (with[0] - alone), 1e6 * (with[1] - alone));
+    linears_close(&p);
+  }
   return r;
 }
 
@@ -427,8 +543,8 @@ int main(int argc, char **argv)
   code = rig_open(&r, &s, 0, &e);
   if (!code)
     fprintf(stderr, "%s\n", r.be.info);
-  (void)(code || (code = peaks(&r.be, s.size > 256 ? 8192 : 128, &e)) || (code = batches(&r, 1, s.batches, &e)) || (code = adapters(&r, &e)) ||
-         (code = ends(&r, &e)) || (code = same(&r, &e)) || (code = swaps(&r, &e)));
+  (void)(code || (code = peaks(&r.be, s.size > 256 ? 8192 : 128, &e)) || (code = linears(&r.be, &s, &e)) ||
+         (code = batches(&r, 1, s.batches, &e)) || (code = adapters(&r, &e)) || (code = ends(&r, &e)) || (code = same(&r, &e)) || (code = swaps(&r, &e)));
   rig_close(&r);
   if (!code) {
     code = rig_open(&r, &s, 1, &e);
