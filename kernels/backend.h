@@ -134,11 +134,12 @@ struct be_ops {
   /* Low-rank factors; ownership as with weights. */
   MUST_CHECK int (*lowrank_load)(struct be *be, const struct lowrank_desc *d, struct lowrank **l, struct err *e);
   void (*lowrank_free)(struct be *be, struct lowrank *l);
-  /* y (B, Ho, Wo, out) += up_b (down_b x) for every picture b, x (B, H, W, in): shrink, scale and expand in one op. row: B
-   * entries (host memory), NULL where a picture has no factors here and its y is not touched; pictures may have different factors
-   * of different ranks. Sums in fp32 over all of R; y is rounded once more. y may be F32. Factors without a kernel (kh 0) and those
-   * of a 1x1 one of stride 1 take any arrangement of a picture's rows. No allocation once the shapes were seen; the bits of a
-   * picture depend neither on the other entries of row nor on their count. */
+  /* y (P*B, Ho, Wo, out) += up_i (down_i x) for every entry i, which reads picture i % B of x (B, H, W, in): shrink, scale and expand
+   * in one op. P is 1, or as many results of one x as lie one behind the other (q, k, v). row: P*B entries (host memory), NULL where
+   * a picture has no factors here and its y is not touched; entries may have different factors of different ranks. Sums in fp32
+   * over all of R; y is rounded once more. y may be F32. Factors without a kernel (kh 0) and those of a 1x1 one of stride 1 take
+   * any arrangement of a picture's rows. No allocation once the shapes were seen; the bits of a picture depend neither on the
+   * other entries of row nor on their count. */
   MUST_CHECK int (*lowrank)(struct be *be, struct tensor y, struct tensor x, const struct lowrank *const *row, struct err *e);
 
   /* y (B, Ho, Wo, out) = conv(x (B, H, W, in)) + bias [+ residual (as y)]. y may be F32. residual.p NULL: none; residual may

@@ -108,7 +108,7 @@ static void check(struct tensor y, struct tensor x, const struct lowrank *l)
 {
   assert(x.d[3] == l->in && y.d[3] == l->out);
   if (is_linear(l))
-    assert(tensor_rows(y) == tensor_rows(x));
+    assert(y.d[1] * y.d[2] == x.d[1] * x.d[2]);
   else
     assert(y.d[1] == (x.d[1] + l->pad_lo + l->pad_hi - l->kh) / l->stride + 1 &&
            y.d[2] == (x.d[2] + l->pad_lo + l->pad_hi - l->kw) / l->stride + 1);
@@ -119,7 +119,7 @@ int ref_lowrank(struct be *be, struct tensor y, struct tensor x, const struct lo
   int64_t pixels = y.d[1] * y.d[2], most = 0, lane;
   double *scratch;
 
-  assert(x.type == DT_F32 && y.type == DT_F32 && y.d[0] == x.d[0]);
+  assert(x.type == DT_F32 && y.type == DT_F32 && y.d[0] % x.d[0] == 0);
   for (int64_t b = 0; b < y.d[0]; b++)
     if (row[b]) {
       check(y, x, row[b]);
@@ -130,7 +130,7 @@ int ref_lowrank(struct be *be, struct tensor y, struct tensor x, const struct lo
   if (!scratch)
     return E_NOMEM;
   for (int64_t b = 0; b < y.d[0]; b++) {
-    const float *px = (const float *)x.p + b * x.d[1] * x.d[2] * x.d[3];
+    const float *px = (const float *)x.p + b % x.d[0] * x.d[1] * x.d[2] * x.d[3];
     float *py = (float *)y.p + b * pixels * y.d[3];
     int flat = row[b] && is_linear(row[b]);
     int64_t H = flat ? 1 : x.d[1], W = flat ? pixels : x.d[2], Wo = flat ? pixels : y.d[2];

@@ -112,17 +112,13 @@ static void layer_forward(struct run *r, const struct transformer_layer *l, stru
   struct kv_row kv[RUN_MAX_ROWS];
   size_t mark = run_mark(r);
   int64_t b, B = h.d[0], T = h.d[2], C = h.d[3];
-  struct tensor q = run_alloc(r, B, 1, T, C); /* (B, 1, T, N*K), as k and v */
-  struct tensor k = run_alloc(r, B, 1, T, C);
-  struct tensor v = run_alloc(r, B, 1, T, C);
+  struct tensor qkv = run_alloc(r, RUN_LINEARS * B, 1, T, C), q = tensor_batch(qkv, 0, B); /* q (B, 1, T, N*K), then k and v */
   struct tensor g, f;
 
   /* h += attention(h, h) */
   run_layernorm(r, n, h, l->norm1, eps);
-  run_linear(r, q, n, l->q1, tensor_none());
-  run_linear(r, k, n, l->k1, tensor_none());
-  run_linear(r, v, n, l->v1, tensor_none());
-  run_self_attention(r, n, q, k, v, heads, 0);
+  run_linears(r, qkv, n, (const int[]){l->q1, l->k1, l->v1});
+  run_self_attention(r, n, q, tensor_batch(qkv, B, B), tensor_batch(qkv, 2 * B, B), heads, 0);
   run_linear(r, h, n, l->out1, h);
 
   /* h += attention(h, prompt) */

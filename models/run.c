@@ -99,26 +99,28 @@ static struct tensor part(struct tensor t, int64_t from, int64_t to)
   return t.d[0] ? tensor_batch(t, from, to - from) : t;
 }
 
-/* y += the low-rank factors that the rows' generations have at the site, applied to x. The base's product is complete before. */
-static void add_lowrank(struct run *r, struct tensor y, struct tensor x, int site)
+/* y += the low-rank factors that the rows' generations have at the sites, applied to x; each site has its share of y, one behind the other. The
+ * base's products are complete before. */
+static void add_lowrank(struct run *r, struct tensor y, struct tensor x, const int *site)
 {
-  const struct lowrank *factors[RUN_MAX_ROWS];
+  const struct lowrank *factors[RUN_LINEARS * RUN_MAX_ROWS];
+  int64_t rows = x.d[0];
   int any = 0;
 
   if (r->code || (!r->row && !r->generation->lowrank))
     return;
-  assert(y.d[0] <= RUN_MAX_ROWS);
+  assert(rows <= RUN_MAX_ROWS && y.d[0] <= RUN_LINEARS * rows);
   for (int64_t i = 0; i < y.d[0]; i++) {
-    const struct generation *g = generation_of(r, i);
+    const struct generation *g = generation_of(r, i % rows);
 
-    factors[i] = g->lowrank ? g->lowrank[site] : NULL;
+    factors[i] = g->lowrank ? g->lowrank[site[i / rows]] : NULL;
     any |= factors[i] != NULL;
   }
   if (any)
     r->code = r->be->ops->lowrank(r->be, y, x, factors, r->e);
 }
 
-/* op: be_ops.linear or be_ops.conv2d. */
+/* The base's product alone. op: be_ops.linear or be_ops.conv2d. */
 static void apply(struct run *r,
                   int (*op)(struct be *, struct tensor, struct tensor, const struct weight *, struct tensor, struct err *),
                   struct tensor y, struct tensor x, int site, struct tensor residual)
@@ -129,7 +131,6 @@ static void apply(struct run *r,
     end = segment_end(r, i, rows, site);
     r->code = op(r->be, part(y, i, end), part(x, i, end), weight_at(r, i, site), part(residual, i, end), r->e);
   }
-  add_lowrank(r, y, x, site);
 }
 
 static void observe(struct run *r, int site, struct tensor x)
@@ -143,6 +144,20 @@ void run_linear(struct run *r, struct tensor y, struct tensor x, int site, struc
   r->macs += (double)tensor_count(y) * (double)x.d[3];
   observe(r, site, x);
   apply(r, r->be->ops->linear, y, x, site, residual);
+  add_lowrank(r, y, x, &site);
+}
+
+void run_linears(struct run *r, struct tensor y, struct tensor x, const int site[RUN_LINEARS])
+{
+  int64_t rows = x.d[0];
+
+  assert(y.d[0] == RUN_LINEARS * rows);
+  r->macs += (double)tensor_count(y) * (double)x.d[3];
+  for (int i = 0; i < RUN_LINEARS; i++) {
+    observe(r, site[i], x);
+    apply(r, r->be->ops->linear, tensor_batch(y, i * rows, rows), x, site[i], tensor_none());
+  }
+  add_lowrank(r, y, x, site);
 }
 
 void run_conv(struct run *r, struct tensor y, struct tensor x, int site, struct tensor residual)
@@ -152,6 +167,7 @@ void run_conv(struct run *r, struct tensor y, struct tensor x, int site, struct 
   r->macs += (double)tensor_count(y) * (double)x.d[3] * s->kh * s->kw;
   observe(r, site, x);
   apply(r, r->be->ops->conv2d, y, x, site, residual);
+  add_lowrank(r, y, x, &site);
 }
 
 void run_groupnorm(struct run *r, struct tensor y, struct tensor x, struct tensor temb, int site, int groups, double eps,

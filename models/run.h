@@ -22,7 +22,7 @@
 
 #include "models/generation.h"
 
-enum { RUN_ALIGN = 64, RUN_MAX_ROWS = 64 /* pictures (rows of a batch) in one pass */ };
+enum { RUN_ALIGN = 64, RUN_MAX_ROWS = 64 /* pictures (rows of a batch) in one pass */, RUN_LINEARS = 3 };
 
 struct run;
 
@@ -66,6 +66,8 @@ struct tensor run_alloc_type(struct run *r, enum dtype type, int64_t b, int64_t 
 
 /* The ops of kernels/backend.h with a site in place of a weight; see there for shapes. */
 void run_linear(struct run *r, struct tensor y, struct tensor x, int site, struct tensor residual);
+/* RUN_LINEARS linears of one x, as q, k and v are: y (RUN_LINEARS*B, ...) has their results one behind the other. Low-rank factors are one op for all. */
+void run_linears(struct run *r, struct tensor y, struct tensor x, const int site[RUN_LINEARS]);
 void run_conv(struct run *r, struct tensor y, struct tensor x, int site, struct tensor residual);
 void run_groupnorm(struct run *r, struct tensor y, struct tensor x, struct tensor temb, int site, int groups, double eps,
                    int silu);

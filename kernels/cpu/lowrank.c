@@ -96,7 +96,7 @@ struct job {
 
 static struct lowrank_rows rows_of(const struct job *j, int64_t b)
 {
-  return (struct lowrank_rows){j->c->vec,          j->row[b],  tensor_batch(j->x, b, 1).p, j->z,
+  return (struct lowrank_rows){j->c->vec,          j->row[b],  tensor_batch(j->x, b % j->x.d[0], 1).p, j->z,
                                tensor_batch(j->y, b, 1).p, j->x.type, j->y.type, j->pixels};
 }
 
@@ -106,7 +106,7 @@ static void linear_part(const struct job *j, int64_t pictures, int i, int n)
   int64_t from, to, at = 0;
 
   cpu_split(pictures * j->blocks, 1, i, n, &from, &to);
-  for (int64_t b = 0; b < j->x.d[0]; b++) {
+  for (int64_t b = 0; b < j->y.d[0]; b++) {
     int64_t first = from > at ? from - at : 0, last = to - at < j->blocks ? to - at : j->blocks;
 
     if (!j->row[b] || !j->row[b]->is_linear)
@@ -128,7 +128,7 @@ static int conv_picture(struct be *be, const struct job *j, int64_t b, struct er
   struct lowrank_rows r = rows_of(j, b);
   int threads = cpu_threads(j->c, (double)(j->pixels * l->out) * (1.0 + (double)l->rank / 16.0)), rc;
 
-  rc = cpu_conv2d(be, z, tensor_batch(j->x, b, 1), l->conv, tensor_none(), e);
+  rc = cpu_conv2d(be, z, tensor_batch(j->x, b % j->x.d[0], 1), l->conv, tensor_none(), e);
   if (rc)
     return rc;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
@@ -147,7 +147,7 @@ static void survey(struct job *j, int64_t *pictures, double *cost, size_t *z_byt
   *pictures = 0;
   *cost = 0;
   *z_bytes = 0;
-  for (int64_t b = 0; b < j->x.d[0]; b++) {
+  for (int64_t b = 0; b < j->y.d[0]; b++) {
     const struct lowrank *l = j->row[b];
     size_t work, z;
 
@@ -177,7 +177,7 @@ int cpu_lowrank(struct be *be, struct tensor y, struct tensor x, const struct lo
   double cost;
   int threads, rc;
 
-  assert(x.type == c->act && (y.type == c->act || y.type == DT_F32) && y.d[0] == x.d[0]);
+  assert(x.type == c->act && (y.type == c->act || y.type == DT_F32) && y.d[0] % x.d[0] == 0);
   survey(&j, &pictures, &cost, &z_bytes);
   rc = cpu_scratch(c, j.work_bytes * (size_t)c->threads + z_bytes, &scratch, e);
   if (rc)
@@ -188,7 +188,7 @@ int cpu_lowrank(struct be *be, struct tensor y, struct tensor x, const struct lo
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int i = 0; i < threads; i++)
     linear_part(&j, pictures, i, threads);
-  for (int64_t b = 0; b < x.d[0] && !rc; b++)
+  for (int64_t b = 0; b < y.d[0] && !rc; b++)
     if (row[b] && !row[b]->is_linear)
       rc = conv_picture(be, &j, b, e);
   return rc;

@@ -144,9 +144,10 @@ int kern_attention(cudaStream_t s, int act, void *o, const void *q, const struct
 
 /* src (out, rank) F32 to (out, width) BF16, zeros behind the rank; for act KERN_F16 followed by as many rests, which together have every bit of fp16. */
 int kern_pack_up(cudaStream_t s, void *dst, int act, const float *src, int64_t out, int64_t rank, int64_t width);
-/* y (B, Ho*Wo, out) += up . (down . patch of x (B, H, W, in)) for each row that has a slot; y is F32 or act. B <= KERN_ROWS; any rank. */
-int kern_lowrank(cudaStream_t s, int act, void *y, int y_type, const void *x, const struct kern_slot_rows *slots, int64_t B,
-                 const struct kern_geometry *g, int64_t in, int64_t out);
+/* y (B, Ho*Wo, out) += up . (down . patch of x (count, H, W, in)) for each row b that has a slot, which reads picture (first + b) % count of x; y is F32
+ * or act. B <= KERN_ROWS; any rank. */
+int kern_lowrank(cudaStream_t s, int act, void *y, int y_type, const void *x, const struct kern_slot_rows *slots, int64_t B, int64_t first,
+                 int64_t count, const struct kern_geometry *g, int64_t in, int64_t out);
 
 #ifdef __cplusplus
 }

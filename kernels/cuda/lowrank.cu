@@ -11,12 +11,14 @@
  * once. From the last rank on t is exactly 0 (0 times an infinite x is not). A block has room for KEPT ranks; above, t is computed again for
  * each 128 columns.
  *
+ * Several results of one x (q, k, v) are one launch: their rows are rows of the grid, and x comes from the second-level cache after the first time.
+ *
  * A row's bits follow from its own x, y and factors: tiles and splits change which block computes it, never the order of a sum.
  * The slot is read from device memory when the kernel runs.
  *
- * Roofline: 2*P*(in + 2*out) bytes (bf16, P pixels: x read once, y read and written once), the factors besides; 2*P*R*(in + 2*out) operations on
- * tensor cores. With R = 28 that is 28 operations a byte, and an H200 has 180: bound by bytes, and at the small levels of a UNet by the launch. Share
- * reached: not yet measured. SPEED.md has the sum over a step, and what other ways would cost.
+ * Roofline: 2*P*(in + 2*out) bytes (bf16, P pixels: x read once, y read and written once) for a result alone, the factors besides; 2*P*R*(in + 2*out)
+ * operations on tensor cores. With R = 28 that is 28 operations a byte, and an H200 has 180: bound by bytes, and at the small levels of a UNet by
+ * the launch. Share reached: not yet measured. SPEED.md has the sum over a step, and what other ways would cost.
  */
 #include <type_traits>
 
@@ -238,6 +240,12 @@ template <typename Y, bool WIDE> struct eight {
   }
 };
 
+/* Of x: how many there are, and which of them the first row of y reads. */
+struct pictures {
+  int first, count;
+  kern_geometry g;
+};
+
 /* Where a block works: pixels from `first` on of one picture, all of them in y and x. */
 template <typename Y> struct place {
   Y *y;
@@ -280,13 +288,13 @@ template <typename Y, int MT, bool LATE, bool WIDE, typename F> static __device_
 }
 
 template <typename T, typename Y, int MT, bool WIDE>
-static __global__ void __launch_bounds__(THREADS, MT > 1 ? 3 : 4) lowrank_kernel(Y *y, const uint16_t *x, kern_slot_rows slots, kern_geometry g, int in, int out)
+static __global__ void __launch_bounds__(THREADS, MT > 1 ? 3 : 4) lowrank_kernel(Y *y, const uint16_t *x, kern_slot_rows slots, pictures p, int in, int out)
 {
   constexpr bool RESTS = std::is_same_v<T, __half>;
   __shared__ room<MT> s;
   int64_t b = blockIdx.z;
   int from = (int)(blockIdx.y * WARPS * COLUMNS), by = (int)(gridDim.y * WARPS * COLUMNS), own = (int)threadIdx.x / WARP * COLUMNS;
-  place<Y> at = {y + b * g.Ho * g.Wo * out, x + b * g.H * g.W * in, g, in, out, (int)blockIdx.x * MT * HIGH};
+  place<Y> at = {y + b * p.g.Ho * p.g.Wo * out, x + (p.first + b) % p.count * p.g.H * p.g.W * in, p.g, in, out, (int)blockIdx.x * MT * HIGH};
   const kern_slot *entry = row_of(slots, b);
 
   if (!entry)
@@ -314,31 +322,33 @@ static __global__ void __launch_bounds__(THREADS, MT > 1 ? 3 : 4) lowrank_kernel
 }
 
 template <typename T, typename Y, int MT, bool WIDE>
-static int launch_tiles(cudaStream_t s, void *y, const void *x, const kern_slot_rows *slots, int64_t B, const kern_geometry *g, int64_t in, int64_t out)
+static int launch_tiles(cudaStream_t s, void *y, const void *x, const kern_slot_rows *slots, int64_t B, const pictures *p, int64_t in, int64_t out)
 {
-  int64_t tiles = div_up((int64_t)g->Ho * g->Wo, MT * HIGH), columns = div_up(out, WARPS * COLUMNS), splits = ENOUGH / (tiles * B);
+  int64_t tiles = div_up((int64_t)p->g.Ho * p->g.Wo, MT * HIGH), columns = div_up(out, WARPS * COLUMNS), splits = ENOUGH / (tiles * B);
   dim3 grid((unsigned)tiles, (unsigned)(splits < 1 ? 1 : splits > columns ? columns : splits), (unsigned)B);
 
-  return launch(lowrank_kernel<T, Y, MT, WIDE>, grid, THREADS, s, (Y *)y, (const uint16_t *)x, *slots, *g, (int)in, (int)out);
+  return launch(lowrank_kernel<T, Y, MT, WIDE>, grid, THREADS, s, (Y *)y, (const uint16_t *)x, *slots, *p, (int)in, (int)out);
 }
 
 template <typename T, typename Y>
-static int lowrank_any(cudaStream_t s, void *y, const void *x, const kern_slot_rows *slots, int64_t B, const kern_geometry *g, int64_t in, int64_t out)
+static int lowrank_any(cudaStream_t s, void *y, const void *x, const kern_slot_rows *slots, int64_t B, const pictures *p, int64_t in, int64_t out)
 {
   if (!is_wide(x, y, NULL, in, out))
-    return launch_tiles<T, Y, 1, false>(s, y, x, slots, B, g, in, out);
-  if (div_up((int64_t)g->Ho * g->Wo, 2 * HIGH) * B >= 2 * ENOUGH)
-    return launch_tiles<T, Y, 2, true>(s, y, x, slots, B, g, in, out);
-  return launch_tiles<T, Y, 1, true>(s, y, x, slots, B, g, in, out);
+    return launch_tiles<T, Y, 1, false>(s, y, x, slots, B, p, in, out);
+  if (div_up((int64_t)p->g.Ho * p->g.Wo, 2 * HIGH) * B >= 2 * ENOUGH)
+    return launch_tiles<T, Y, 2, true>(s, y, x, slots, B, p, in, out);
+  return launch_tiles<T, Y, 1, true>(s, y, x, slots, B, p, in, out);
 }
 
-int kern_lowrank(cudaStream_t s, int act, void *y, int y_type, const void *x, const struct kern_slot_rows *slots, int64_t B,
-                 const struct kern_geometry *g, int64_t in, int64_t out)
+int kern_lowrank(cudaStream_t s, int act, void *y, int y_type, const void *x, const struct kern_slot_rows *slots, int64_t B, int64_t first,
+                 int64_t count, const struct kern_geometry *g, int64_t in, int64_t out)
 {
+  const pictures p = {(int)(first % count), (int)count, *g};
+
   if (act == KERN_F16)
-    return y_type == KERN_F32 ? lowrank_any<__half, float>(s, y, x, slots, B, g, in, out) : lowrank_any<__half, __half>(s, y, x, slots, B, g, in, out);
-  return y_type == KERN_F32 ? lowrank_any<__nv_bfloat16, float>(s, y, x, slots, B, g, in, out)
-                            : lowrank_any<__nv_bfloat16, __nv_bfloat16>(s, y, x, slots, B, g, in, out);
+    return y_type == KERN_F32 ? lowrank_any<__half, float>(s, y, x, slots, B, &p, in, out) : lowrank_any<__half, __half>(s, y, x, slots, B, &p, in, out);
+  return y_type == KERN_F32 ? lowrank_any<__nv_bfloat16, float>(s, y, x, slots, B, &p, in, out)
+                            : lowrank_any<__nv_bfloat16, __nv_bfloat16>(s, y, x, slots, B, &p, in, out);
 }
 
 /* ---- packing ---- */

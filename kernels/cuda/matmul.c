@@ -217,10 +217,10 @@ static struct kern_geometry geometry(const struct lowrank *l, struct tensor y, s
 /* Whether the factors take x and give y. */
 static int fits(const struct lowrank *l, struct tensor y, struct tensor x)
 {
-  if (x.d[3] != l->in || y.d[3] != l->out || x.d[0] != y.d[0])
+  if (x.d[3] != l->in || y.d[3] != l->out || y.d[0] % x.d[0])
     return 0;
   if (is_flat(l))
-    return tensor_rows(x) == tensor_rows(y);
+    return x.d[1] * x.d[2] == y.d[1] * y.d[2];
   return y.d[1] == (x.d[1] + l->pad_lo + l->pad_hi - l->kh) / l->stride + 1 && y.d[2] == (x.d[2] + l->pad_lo + l->pad_hi - l->kw) / l->stride + 1;
 }
 
@@ -231,7 +231,7 @@ static int same_walk(const struct lowrank *a, const struct lowrank *b)
 }
 
 struct lowrank_numbers {
-  int64_t in;
+  int64_t in, first;
   struct kern_geometry g;
 };
 
@@ -241,7 +241,7 @@ int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct l
   struct cuda *c = cuda_of(be);
   const struct lowrank *any = NULL;
   struct lowrank_numbers more;
-  int64_t B = x.d[0];
+  int64_t B = y.d[0];
   int r = 0;
 
   assert(x.type == be->act && (y.type == be->act || y.type == DT_F32));
@@ -252,7 +252,7 @@ int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct l
     }
   if (!any)
     return 0;
-  more = (struct lowrank_numbers){any->in, geometry(any, y, x)};
+  more = (struct lowrank_numbers){any->in, 0, geometry(any, y, x)};
   for (int64_t b = 0; b < B && !r; b += KERN_ROWS) {
     int64_t n = B - b < KERN_ROWS ? B - b : KERN_ROWS;
     struct kern_slot_rows slots;
@@ -261,10 +261,10 @@ int cuda_lowrank(struct be *be, struct tensor y, struct tensor x, const struct l
     for (int64_t i = 0; i < n; i++)
       slots.row[i] = row[b + i] ? row[b + i]->slot : NULL;
     pass_table(c, slots.row, (size_t)n * sizeof *slots.row, (const void **)&slots.at);
-    if (pass_skips(c, "lowrank", (struct tensor[]){tensor_batch(y, b, n), tensor_batch(x, b, n)}, 2, NULL, &more, sizeof more))
+    more.first = b;
+    if (pass_skips(c, "lowrank", (struct tensor[]){tensor_batch(y, b, n), x}, 2, NULL, &more, sizeof more))
       continue;
-    r = cuda_check(kern_lowrank(c->stream, be->act, tensor_batch(y, b, n).p, y.type, tensor_batch(x, b, n).p, &slots, n, &more.g, any->in, any->out), "lowrank",
-                   e);
+    r = cuda_check(kern_lowrank(c->stream, be->act, tensor_batch(y, b, n).p, y.type, x.p, &slots, n, b, x.d[0], &more.g, any->in, any->out), "lowrank", e);
   }
   return r;
 }

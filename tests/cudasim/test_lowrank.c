@@ -248,6 +248,54 @@ static void test_launches(void **state)
   be_close(&be);
 }
 
+/* Three results of one x, more of them than a launch takes, have the bits of three calls. */
+static void test_results(void **state)
+{
+  enum { B = 25, P = 3 };
+  struct tensor tx = {NULL, {B, 1, 2, IN}, DT_BF16}, ty = {NULL, {P * B, 1, 2, OUT}, DT_BF16};
+  float *xs = numbers(tensor_count(tx), 1, 1), *zero = calloc((size_t)tensor_count(ty), sizeof *zero), *ups = numbers(OUT * (RANK + P), 1, 2);
+  float *downs = numbers((RANK + P) * IN, 1, 3), *want = numbers(tensor_count(ty), 1, 4), *all = numbers(tensor_count(ty), 1, 5);
+  const struct lowrank *row[P * B] = {NULL};
+  struct cudasim_count before;
+  struct lowrank *l[P];
+  struct err e = {0};
+  struct be be;
+
+  (void)state;
+  assert_non_null(zero);
+  must(be_open(&be, &be_cuda, &(struct be_config){0}, &e), &e);
+  must(be.ops->mem_alloc(&be, tensor_bytes(tx), &tx.p, &e), &e);
+  must(be.ops->mem_alloc(&be, tensor_bytes(ty), &ty.p, &e), &e);
+  must(be.ops->upload(&be, tx, xs, DT_F32, &e), &e);
+  for (int k = 0; k < P; k++) {
+    must(be.ops->lowrank_load(&be, &(struct lowrank_desc){.out = OUT, .in = IN, .rank = RANK + k, .down = downs, .up = ups}, &l[k], &e), &e);
+    for (int b = 0; b < B; b++)
+      row[k * B + b] = b % 4 == k ? NULL : l[(b + k) % (k + 1)];
+  }
+  must(be.ops->upload(&be, ty, zero, DT_F32, &e), &e);
+  for (int k = 0; k < P; k++)
+    must(be.ops->lowrank(&be, tensor_batch(ty, k * B, B), tx, row + k * B, &e), &e);
+  must(be.ops->download(&be, want, DT_F32, ty, &e), &e);
+  must(be.ops->upload(&be, ty, zero, DT_F32, &e), &e);
+  before = cudasim_counts();
+  must(be.ops->lowrank(&be, ty, tx, row, &e), &e);
+  assert_int_equal(cudasim_counts().launches, before.launches + 2);
+  must(be.ops->download(&be, all, DT_F32, ty, &e), &e);
+  assert_memory_equal(all, want, (size_t)tensor_count(ty) * sizeof *all);
+  assert_true(want[tensor_count(ty) - 1] != 0);
+  for (int k = 0; k < P; k++)
+    be.ops->lowrank_free(&be, l[k]);
+  be.ops->mem_free(&be, tx.p);
+  be.ops->mem_free(&be, ty.p);
+  be_close(&be);
+  free(xs);
+  free(zero);
+  free(ups);
+  free(downs);
+  free(want);
+  free(all);
+}
+
 /* bf16: 1 and 2. */
 enum { ONE = 0x3f80, TWO = 0x4000 };
 
@@ -284,7 +332,7 @@ static void test_slots(void **state)
   *table = slot;
   *slot = (struct kern_slot){factors[0], factors[0], 3, 16};
   assert_int_equal(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal), 0);
-  assert_int_equal(kern_lowrank(s, KERN_BF16, ty, KERN_F32, tx, &rows, 1, &g, C, C), 0);
+  assert_int_equal(kern_lowrank(s, KERN_BF16, ty, KERN_F32, tx, &rows, 1, 0, 1, &g, C, C), 0);
   assert_int_equal(cudaStreamEndCapture(s, &graph), 0);
   assert_int_equal(cudaGraphInstantiate(&exec, graph, 0), 0);
   assert_int_equal(cudaGraphLaunch(exec, s), 0);
@@ -309,7 +357,8 @@ static void test_slots(void **state)
 int main(void)
 {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_sizes),    cmocka_unit_test(test_bits_of_fp16), cmocka_unit_test(test_beyond_fp16),
-                                     cmocka_unit_test(test_infinite), cmocka_unit_test(test_launches),     cmocka_unit_test(test_slots)};
+                                     cmocka_unit_test(test_infinite), cmocka_unit_test(test_launches),     cmocka_unit_test(test_slots),
+                                     cmocka_unit_test(test_results)};
   int failed = cmocka_run_group_tests_name("low-rank factors", tests, NULL, NULL);
 
   return failed || cudasim_counts().live;

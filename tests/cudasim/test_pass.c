@@ -499,13 +499,13 @@ static long launches_of_step(struct rig *r, struct generation *const *g, int n)
   return before;
 }
 
-/* The sites with factors that a step applies; the keys and values of the prompt were made before. */
+/* The sites with factors that a step applies, q, k and v of one input as one; the keys and values of the prompt were made before. */
 static long sites_of_step(const struct generation *g)
 {
   long n = 0;
 
   for (int i = 0; i < g->n; i++)
-    n += g->lowrank[i] && !strstr(g->site[i].name, "attn2.to_k") && !strstr(g->site[i].name, "attn2.to_v");
+    n += g->lowrank[i] && !strstr(g->site[i].name, ".to_k") && !strstr(g->site[i].name, ".to_v");
   return n;
 }
 

@@ -4,10 +4,10 @@
  *   bench [ARCH [SIZE [BATCHES [STEPS [SWAPS [in-turn]]]]]]   defaults: sd15 512 16 8 200; BATCHES is the largest, and 1, 2, 4, ... come before it
  *
  * Weights are drawn in memory (random: chips are faster on zeros). Times are of the wall, from before a call to the end of the stream's work, medians;
- * the matrix and copy peaks that they are compared with are measured in the same run. Lines: "peak", "lowrank" (a shape of the attention's linears:
- * what it takes, captured, and what factors of rank 4 and 28 add to it), "step" (captured or not, rank of the adapter, folded or not), "ends" (text
- * encoder, VAE), "same" (a picture alone against the same in the largest batch, bit by bit), "swap" (generations folded and published while
- * pictures are drawn). Status 0: every line was printed and the bits were the same.
+ * the matrix and copy peaks that they are compared with are measured in the same run. Lines: "peak", "lowrank" (a shape of the attention's linears, one
+ * result of x or three: what it takes, captured, and what factors of rank 4 and 28 add to it), "step" (captured or not, rank of the adapter, folded or
+ * not), "ends" (text encoder, VAE), "same" (a picture alone against the same in the largest batch, bit by bit), "swap" (generations folded and
+ * published while pictures are drawn). Status 0: every line was printed and the bits were the same.
  *
  * in-turn: generations are built between pictures on the one thread (the simulator has but one), which measures nothing.
  *
@@ -123,19 +123,20 @@ MUST_CHECK static int peaks(struct be *be, int n, struct err *e)
 
 /* ---- linears of the attention, alone and with factors ---- */
 
-/* In a pass of one picture with guidance: q, k, v and what follows of the attention to itself, q and what follows of that to the prompt. */
+/* The transformer layers of a UNet. Each has q, k and v of one input once, and three linears alone: what follows the attention to itself, and q and what
+ * follows of that to the prompt. */
 static const struct shape {
   const char *arch;
-  int sites, level; /* of the UNet: half the side at each */
+  int layers, level; /* the side is halved at each level */
   int64_t C;
-} shapes[] = {{"sd15", 30, 0, 320}, {"sd15", 30, 1, 640},   {"sd15", 30, 2, 1280}, {"sd15", 6, 3, 1280},
-              {"sdxl", 60, 1, 640}, {"sdxl", 360, 2, 1280}, {"emoji", 18, 1, 128}, {"emoji", 24, 2, 192}};
+} shapes[] = {{"sd15", 5, 0, 320},  {"sd15", 5, 1, 640},   {"sd15", 5, 2, 1280}, {"sd15", 1, 3, 1280},
+              {"sdxl", 10, 1, 640}, {"sdxl", 60, 2, 1280}, {"emoji", 3, 1, 128}, {"emoji", 4, 2, 192}};
 
-enum { CALLS = 24 /* of a pass */, BUFFERS = 4 };
+enum { CALLS = 24 /* of a pass */, BUFFERS = 4, RESULTS = 3 };
 
 struct linears {
   struct be *be;
-  struct tensor x[BUFFERS], y[BUFFERS];
+  struct tensor x[BUFFERS], y[BUFFERS]; /* one picture with guidance; y has room for RESULTS */
   struct weight *w;
   struct lowrank *l[2];
 };
@@ -163,7 +164,8 @@ MUST_CHECK static int linears_open(struct linears *p, struct be *be, int64_t T, 
   for (int i = 0; i < 2 && !r; i++)
     r = be->ops->lowrank_load(be, &(struct lowrank_desc){.out = C, .in = C, .rank = i ? 28 : 4, .down = v, .up = v}, &p->l[i], e);
   for (int i = 0; i < BUFFERS && !r; i++) {
-    p->x[i] = p->y[i] = (struct tensor){NULL, {2, 1, T, C}, be->act};
+    p->x[i] = (struct tensor){NULL, {2, 1, T, C}, be->act};
+    p->y[i] = (struct tensor){NULL, {RESULTS * 2, 1, T, C}, be->act};
     (void)((r = be->ops->mem_alloc(be, tensor_bytes(p->x[i]), &p->x[i].p, e)) || (r = be->ops->mem_alloc(be, tensor_bytes(p->y[i]), &p->y[i].p, e)) ||
            (r = be->ops->upload(be, p->x[i], v, DT_F32, e)));
   }
@@ -171,10 +173,10 @@ MUST_CHECK static int linears_open(struct linears *p, struct be *be, int64_t T, 
   return r;
 }
 
-/* A linear, followed by factors unless l is NULL, CALLS times in a pass; seconds of one. */
-MUST_CHECK static int linears_time(struct linears *p, const struct lowrank *l, int times, double *seconds, struct err *e)
+/* `results` linears of one x, followed by their factors unless l is NULL, CALLS times in a pass; seconds of one time. */
+MUST_CHECK static int linears_time(struct linears *p, int results, const struct lowrank *l, int times, double *seconds, struct err *e)
 {
-  const struct lowrank *const row[2] = {l, l};
+  const struct lowrank *const row[RESULTS * 2] = {l, l, l, l, l, l};
   const struct be_ops *o = p->be->ops;
   double t[LONGEST];
   int r = 0;
@@ -187,9 +189,12 @@ MUST_CHECK static int linears_time(struct linears *p, const struct lowrank *l, i
 
       r = o->pass_begin(p->be, NULL, 0, e);
       for (int i = 0; i < CALLS && !r && !code; i++) {
-        code = o->linear(p->be, p->y[i % BUFFERS], p->x[i % BUFFERS], p->w, tensor_none(), e);
+        struct tensor x = p->x[i % BUFFERS], y = tensor_batch(p->y[i % BUFFERS], 0, 2 * results);
+
+        for (int j = 0; j < results && !code; j++)
+          code = o->linear(p->be, tensor_batch(y, 2 * j, 2), x, p->w, tensor_none(), e);
         if (!code && l)
-          code = o->lowrank(p->be, p->y[i % BUFFERS], p->x[i % BUFFERS], row, e);
+          code = o->lowrank(p->be, y, x, row, e);
       }
       if (!r)
         r = o->pass_end(p->be, code, &again, e);
@@ -210,19 +215,22 @@ MUST_CHECK static int linears(struct be *be, const struct setup *s, struct err *
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes && !r; i++) {
     int64_t side = s->size / 8 >> shapes[i].level;
     struct linears p;
-    double alone, with[2];
 
     if (strcmp(shapes[i].arch, s->arch) != 0)
       continue;
     r = linears_open(&p, be, side * side, shapes[i].C, e);
-    if (!r)
-      r = linears_time(&p, NULL, s->steps, &alone, e);
-    for (int k = 0; k < 2 && !r; k++)
-      r = linears_time(&p, p.l[k], s->steps, &with[k], e);
-    if (!r)
-      printf("{\"line\": \"lowrank\", \"arch\": \"%s\", \"rows\": %d, \"channels\": %d, \"sites\": %d, \"linear_us\": %.3f, \"r4_us\": %.3f, "
-             "\"r28_us\": %.3f}\n",
-             s->arch, (int)(2 * side * side), (int)shapes[i].C, shapes[i].sites, 1e6 * alone, 1e6 * (with[0] - alone), 1e6 * (with[1] - alone));
+    for (int results = 1; results <= RESULTS && !r; results += RESULTS - 1) {
+      double alone, with[2];
+
+      r = linears_time(&p, results, NULL, s->steps, &alone, e);
+      for (int k = 0; k < 2 && !r; k++)
+        r = linears_time(&p, results, p.l[k], s->steps, &with[k], e);
+      if (!r)
+        printf("{\"line\": \"lowrank\", \"arch\": \"%s\", \"rows\": %d, \"channels\": %d, \"results\": %d, \"in_a_step\": %d, \"linear_us\": %.3f, "
+               "\"r4_us\": %.3f, \"r28_us\": %.3f}\n",
+               s->arch, (int)(2 * side * side), (int)shapes[i].C, results, shapes[i].layers * (results == 1 ? 3 : 1), 1e6 * alone,
+               1e6 * (with[0] - alone), 1e6 * (with[1] - alone));
+    }
     linears_close(&p);
   }
   return r;

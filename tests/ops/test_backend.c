@@ -414,6 +414,71 @@ static void test_ref_threads(void **state)
   be_close(&three);
 }
 
+/* y (P*B, ...) += the factors of each entry, all of one x, in one op or in P. */
+static void raise_results(struct be *be, struct tensor y, struct tensor x, const struct lowrank *const *row, int is_one, float *got)
+{
+  int64_t B = x.d[0], n = tensor_count(y);
+  float *zero = calloc((size_t)n, sizeof *zero);
+  struct err e = {0};
+
+  assert_non_null(zero);
+  assert_int_equal(be->ops->upload(be, y, zero, DT_F32, &e), 0);
+  if (is_one)
+    assert_int_equal(be->ops->lowrank(be, y, x, row, &e), 0);
+  for (int64_t b = 0; b < y.d[0] && !is_one; b += B)
+    assert_int_equal(be->ops->lowrank(be, tensor_batch(y, b, B), x, row + b, &e), 0);
+  assert_int_equal(be->ops->download(be, got, DT_F32, y, &e), 0);
+  free(zero);
+}
+
+/* Three results of one x have the bits of three calls, of factors of a linear and of a convolution. */
+static void test_results_of_one(void **state)
+{
+  enum { B = 2, P = 3, H = 5, W = 4, INS = 24, OUTS = 40, RANK = 9, TAPS = 9 };
+  static const struct be_ops *const all[] = {&be_ref, &be_cpu};
+  static float down[RANK * INS * TAPS], up[OUTS * RANK], xs[B * H * W * INS], one[P * B * H * W * OUTS], three[P * B * H * W * OUTS];
+
+  (void)state;
+  for (int i = 0; i < RANK * INS * TAPS; i++)
+    down[i] = (float)(i * 37 % 101 - 50) / 500;
+  for (int i = 0; i < OUTS * RANK; i++)
+    up[i] = (float)(i * 53 % 89 - 44) / 50;
+  for (int i = 0; i < B * H * W * INS; i++)
+    xs[i] = (float)(i * 71 % 97 - 48) / 48;
+  for (int k = 0; k < 4; k++) {
+    struct tensor x = {NULL, {B, H, W, INS}, DT_F32}, y = {NULL, {P * B, H, W, OUTS}, DT_F32};
+    struct lowrank_desc d = {.out = OUTS, .in = INS, .rank = RANK, .down = down, .up = up};
+    struct lowrank *l[2];
+    struct err e = {0};
+    struct be be;
+
+    if (k / 2)
+      d.kh = d.kw = 3, d.stride = d.pad_lo = d.pad_hi = 1;
+    assert_int_equal(be_open(&be, all[k % 2], &one_thread, &e), 0);
+    x.type = y.type = be.act;
+    assert_int_equal(be.ops->mem_alloc(&be, tensor_bytes(x), &x.p, &e), 0);
+    assert_int_equal(be.ops->mem_alloc(&be, tensor_bytes(y), &y.p, &e), 0);
+    assert_int_equal(be.ops->upload(&be, x, xs, DT_F32, &e), 0);
+    for (int i = 0; i < 2; i++) {
+      assert_int_equal(be.ops->lowrank_load(&be, &d, &l[i], &e), 0);
+      d.rank = 3;
+    }
+    {
+      const struct lowrank *const row[P * B] = {l[0], l[1], NULL, l[0], l[1], NULL};
+
+      raise_results(&be, y, x, row, 0, three);
+      raise_results(&be, y, x, row, 1, one);
+    }
+    assert_memory_equal(one, three, sizeof one);
+    assert_true(one[H * W * OUTS + 1] != 0 && one[4 * H * W * OUTS + 1] != 0 && one[5 * H * W * OUTS] == 0);
+    for (int i = 0; i < 2; i++)
+      be.ops->lowrank_free(&be, l[i]);
+    be.ops->mem_free(&be, x.p);
+    be.ops->mem_free(&be, y.p);
+    be_close(&be);
+  }
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {
@@ -421,7 +486,7 @@ int main(void)
       cmocka_unit_test(test_close),    cmocka_unit_test(test_open_failure),
       cmocka_unit_test(test_complete), cmocka_unit_test(test_memory),  cmocka_unit_test(test_transfer),
       cmocka_unit_test(test_half),     cmocka_unit_test(test_convert_integers), cmocka_unit_test(test_dry),
-      cmocka_unit_test(test_ref_threads),
+      cmocka_unit_test(test_ref_threads), cmocka_unit_test(test_results_of_one),
   };
 
   return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
