@@ -7,7 +7,8 @@
  *   b[0] B[2q, 2q+1][g]     b[1] B[2q+8, 2q+9][g]     d[0, 1] D[g][2q, 2q+1]    d[2, 3] D[g+8][2q, 2q+1]
  *
  * (PTX, mma.sync.m16n8k16: sm_80 and all that came after.) K may be in any order, the same one in A and B. A row of D depends on that row of A alone,
- * whatever the others hold. All lanes of a warp call together. In the simulator the same layout as loops; test_sim.c holds it to a plain product.
+ * whatever the others hold. All lanes of a warp call together: volatile, lest the compiler moves it to where only some of them use D. In the
+ * simulator the same layout as loops; test_sim.c holds it to a plain product.
  *
  * Included by .cu files. Threads: a warp.
  */
@@ -23,14 +24,14 @@ template <typename T> static __device__ __forceinline__ void mma(float d[4], con
 
 template <> __device__ __forceinline__ void mma<__half>(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 template <> __device__ __forceinline__ void mma<__nv_bfloat16>(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
