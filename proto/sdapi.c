@@ -400,7 +400,15 @@ int sdapi_decode_png_info(uint8_t **file, size_t *n, const char *body, size_t le
   return ret;
 }
 
-int sdapi_query_flag(const char *query)
+int sdapi_decode_flag(int *flag, const char *name, const char *query, struct err *e)
 {
-  return query && (!strcasecmp(query, "true") || !strcmp(query, "1") || !strcasecmp(query, "yes") || !strcasecmp(query, "on"));
+  static const char *const words[] = {"false", "true", "0", "1", "no", "yes", "off", "on", "f", "t", "n", "y"};
+
+  *flag = 0;
+  for (size_t i = 0; query && i < sizeof words / sizeof *words; i++)
+    if (!strcasecmp(query, words[i])) {
+      *flag = i % 2;
+      return 0;
+    }
+  return query ? err_field(e, E_ARG, name, "%s must be true or false", name) : 0;
 }

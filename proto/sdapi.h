@@ -45,8 +45,9 @@ MUST_CHECK int sdapi_take_tags(struct request *r, int is_dropped, struct err *e)
 /* The file of POST png-info ({"image": base64}), malloc'ed, the caller's. E_ARG, E_NOMEM. */
 MUST_CHECK int sdapi_decode_png_info(uint8_t **file, size_t *n, const char *body, size_t len, struct err *e);
 
-/* Whether a flag of a query is set, as FastAPI reads it: query is its value, NULL when it is not there. */
-int sdapi_query_flag(const char *query);
+/* Whether the flag `name` of a query is set: query is its value, NULL when it is not there. Booleans as A1111 reads them; anything else is E_ARG with that
+ * field. */
+MUST_CHECK int sdapi_decode_flag(int *flag, const char *name, const char *query, struct err *e);
 
 /* ---- answers ---- */
 

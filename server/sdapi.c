@@ -96,9 +96,9 @@ static struct sdapi_progress progress_of(const struct job_view *v)
   };
 }
 
-static int query_flag(const struct exchange *x, const char *name)
+MUST_CHECK static int query_flag(struct exchange *x, const char *name, int *flag)
 {
-  return sdapi_query_flag(MHD_lookup_connection_value(x->connection, MHD_GET_ARGUMENT_KIND, name));
+  return sdapi_decode_flag(flag, name, MHD_lookup_connection_value(x->connection, MHD_GET_ARGUMENT_KIND, name), &x->err);
 }
 
 /* How the caller's job at hand stands, all zero when there is none. v is what it borrows from. */
@@ -121,11 +121,11 @@ static enum MHD_Result answer_progress(struct exchange *x)
   struct job_view v = {0};
   char caller[FAIR_NAME];
   struct buf b;
-  int r;
+  int skips, r;
 
-  if (find_caller(x, caller))
+  if (find_caller(x, caller) || query_flag(x, "skip_current_image", &skips))
     return send_error(x);
-  p = find_progress(x, caller, !query_flag(x, "skip_current_image"), &v);
+  p = find_progress(x, caller, !skips, &v);
   buf_init(&b, 64 << 20);
   r = sdapi_encode_progress(&b, &p, &x->err);
   blob_unref(v.preview);
@@ -237,10 +237,11 @@ static enum MHD_Result answer_status(struct exchange *x)
   struct sdapi_progress p;
   struct job_view v = {0};
   char caller[FAIR_NAME];
+  int state, memory, full;
   struct told *t;
   struct buf b;
 
-  if (find_caller(x, caller) || !(t = tell(x)))
+  if (find_caller(x, caller) || query_flag(x, "state", &state) || query_flag(x, "memory", &memory) || query_flag(x, "full", &full) || !(t = tell(x)))
     return send_error(x);
   p = find_progress(x, caller, 0, &v);
   buf_init(&b, 64 << 10);
@@ -249,8 +250,8 @@ static enum MHD_Result answer_status(struct exchange *x)
                                                     .progress = &p,
                                                     .now = (int64_t)time(NULL),
                                                     .up_s = (int64_t)time(NULL) - x->h->worker->serving.loaded_s,
-                                                    .has_state = query_flag(x, "state") || query_flag(x, "full"),
-                                                    .has_memory = query_flag(x, "memory") || query_flag(x, "full")},
+                                                    .has_state = state || full,
+                                                    .has_memory = memory || full},
                              &x->err);
   blob_unref(v.preview);
   free(t);

@@ -365,7 +365,6 @@ static void test_progress_and_errors(void **state)
   assert_true(json_real_value(json_object_get(j, "queue_eta")) == 2.5 && json_is_null(json_object_get(j, "rank")));
   json_decref(j);
   assert_true(sdapi_progress_of(0, 1, 0, 20) == 0.01 && sdapi_progress_of(1, 2, 10, 20) == 0.76 && sdapi_progress_of(1, 2, 20, 20) == 1);
-  assert_true(sdapi_query_flag("true") && sdapi_query_flag("1") && !sdapi_query_flag("false") && !sdapi_query_flag(NULL));
   b.len = 0;
   err_field(&what, E_ARG, "steps", "steps must be \"less\"");
   assert_int_equal(sdapi_encode_error(&b, &what, &e), 0);
@@ -376,6 +375,26 @@ static void test_progress_and_errors(void **state)
   assert_non_null(json_object_get(j, "body"));
   json_decref(j);
   buf_close(&b);
+}
+
+/* Booleans of a query as A1111 reads them; what it refuses is refused. */
+static void test_skip(void **state)
+{
+  static const char *const yes[] = {"true", "True", "1", "yes", "on", "t", "Y"}, *const no[] = {"false", "False", "0", "no", "off", "f", "N", NULL};
+  static const char *const wrong[] = {"", "null", "2", "truee", "tru", " true"};
+  struct err e;
+  int skips;
+
+  (void)state;
+  for (size_t i = 0; i < sizeof yes / sizeof *yes; i++)
+    assert_true(!sdapi_decode_flag(&skips, "skip_current_image", yes[i], &e) && skips == 1);
+  for (size_t i = 0; i < sizeof no / sizeof *no; i++)
+    assert_true(!sdapi_decode_flag(&skips, "skip_current_image", no[i], &e) && skips == 0);
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+    e = (struct err){0};
+    assert_int_equal(sdapi_decode_flag(&skips, "skip_current_image", wrong[i], &e), E_ARG);
+    assert_string_equal(e.field, "skip_current_image");
+  }
 }
 
 static const struct sdapi_sampler samplers[] = {{"ddim", "DDIM", 0}, {"dpmpp_2m", "DPM++ 2M", 1}};
@@ -543,7 +562,7 @@ int main(void)
       cmocka_unit_test(test_defaults), cmocka_unit_test(test_clients), cmocka_unit_test(test_effects), cmocka_unit_test(test_refused),
       cmocka_unit_test(test_safety), cmocka_unit_test(test_tags), cmocka_unit_test(test_img2img), cmocka_unit_test(test_result),
       cmocka_unit_test(test_progress_and_errors), cmocka_unit_test(test_lists), cmocka_unit_test(test_options), cmocka_unit_test(test_png_info),
-      cmocka_unit_test(test_png_info_body),
+      cmocka_unit_test(test_png_info_body), cmocka_unit_test(test_skip),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -317,6 +317,8 @@ def test_progress_with_a_picture_of_the_caller_alone(shared, slow):
     preview = Image.open(io.BytesIO(base64.b64decode(p["current_image"])))
     assert preview.size == (256, 256)
     assert progress(shared, "anna", "?skip_current_image=true")["current_image"] is None
+    refused = shared.get("/sdapi/v1/progress?skip_current_image=null")
+    assert refused.status == 400 and refused.json["param"] == "skip_current_image"
     assert is_idle(progress(shared, "bert")) and is_idle(shared.get("/sdapi/v1/progress").json)
 
 
