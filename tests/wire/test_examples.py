@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+import yaml
 
 from conftest import ROOT
 
@@ -108,3 +109,15 @@ def test_every_list_is_described():
     lists = set(re.findall(r'\{"([\w-]+)", \w+_json\}', (ROOT / "proto/sdapi_lists.c").read_text()))
     paths = set(re.findall(r"^  /sdapi/v1/([\w-]+):\n(?:    x-served: false\n)?    get:", OPENAPI, re.M))
     assert lists == paths - {"progress"}
+
+
+def test_every_route_is_described():
+    """The routes in the daemon's tables are those of the file."""
+    http, sdapi, admin = ((ROOT / f"server/{name}.c").read_text() for name in ("http", "sdapi", "admin_actions"))
+    served = {(method, path) for path, method in re.findall(r'\{\.path = "(\S+)", \.method = "(\w+)"', http)}
+    served |= {(method, f"/sdapi/v1/{name}") for method, name in re.findall(r'\bROUTE\("(\w+)", "([\w-]+)"', sdapi)}
+    served |= {("GET", f"/sdapi/v1/{name}") for name in re.findall(r'\bLIST\("([\w-]+)"\)', sdapi)}
+    served |= set(re.findall(r'^    \{"(\w+)", "(/v1/\S+)"', admin, re.M))
+    described = {(method.upper(), re.sub(r"\{\w+\}", "*", path)) for path, item in yaml.safe_load(OPENAPI)["paths"].items() for method in item
+                 if method in ("get", "post", "delete")}
+    assert served == described
