@@ -1,6 +1,6 @@
 #!/bin/bash
 # load.sh BINARY - the real daemon with two devices under a small mixed load, for builds with sanitizers: pictures side by side, bad requests,
-# clients that go away, a full queue, the web page, an operator's requests, swaps of the safety adapters, styles composed over them,
+# clients that go away, a full queue, durable jobs with their events, the web page, an operator's requests, swaps of the safety adapters, styles composed over them,
 # and SIGTERM while pictures are drawn. Passes when every answer has an
 # expected status, the daemon ends with status 0, and no sanitizer has said anything. Called by `tests/run san`.
 set -u
@@ -93,6 +93,27 @@ cmp -s <(tr , '\n' <"$dir/first.out" | grep b64_json) <(tr , '\n' <"$dir/again.o
 for device in 0 1; do
   curl -s "$url/metrics" | grep -q "^safelight_steps_total{device=\"$device\"} [1-9]" || fail "device $device drew nothing"
 done
+
+# durable jobs: read to their end by one, left by another, cancelled, asked for while they are drawn
+for i in 1 2 3 4; do
+  job=$(curl -s --max-time 120 -H 'Content-Type: application/json' -d "{\"prompt\":\"a cat $i\",$small,\"seed\":$i,\"partial_images\":1}" "$url/v1/jobs" |
+    sed -n 's/.*"id":"\(job_[0-9a-f]*\)".*/\1/p')
+  [ -n "$job" ] || fail 'a job was not accepted'
+  ask "events$i" 200 "$url/v1/jobs/$job/events" &
+  clients+=($!)
+  curl -s -o /dev/null --max-time 0.$i "$url/v1/jobs/$job/events" &
+  clients+=($!)
+  ask "job$i" 200 "$url/v1/jobs/$job" &
+  clients+=($!)
+  [ $((i % 2)) = 1 ] || ask "cancel$i" '200|202' -X DELETE "$url/v1/jobs/$job" &
+  clients+=($!)
+done
+settle
+for i in 1 3; do
+  grep -q '^event: result$' "$dir/events$i.out" || fail "job $i was not finished: $(tail -c 300 "$dir/events$i.out")"
+  ask "picture$i" 200 "$url$(sed -n 's,.*"url":"\(/v1/jobs/[^"]*\)".*,\1,p' "$dir/events$i.out" | tail -n 1)"
+done
+settle
 
 # swaps while pictures are drawn, some of them with styles over what is swapped: composed again, never drawn over what was
 swap() { # swap FROM TO
