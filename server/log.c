@@ -11,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/utf8.h"
+
 enum { LINE = 4000 }; /* under PIPE_BUF, so that lines of several threads never mix */
 
 static int as_json;
@@ -40,19 +42,22 @@ static void put(struct line *l, const char *fmt, ...)
     l->len += (size_t)n < sizeof l->text - l->len ? (size_t)n : sizeof l->text - l->len - 1;
 }
 
-/* A quoted string with JSON's escapes, at most max bytes of s. Bytes of multi-byte characters pass as they are: what comes
- * here is valid UTF-8 or was made printable by the caller. */
+/* A quoted string with JSON's escapes, at most max bytes of s and the rest of a character. Whole characters of UTF-8 pass as they are; a byte that is none,
+ * as in a path that a client made up, is a question mark. */
 static void put_quoted(struct line *l, const char *s, size_t max)
 {
+  size_t n;
+
   put(l, "\"");
-  for (size_t i = 0; s[i] && (i < max || ((unsigned char)s[i] & 0xc0) == 0x80); i++) {
+  for (size_t i = 0; s[i] && i < max; i += n ? n : 1) {
     unsigned char c = (unsigned char)s[i];
+    n = utf8_length(s + i);
     if (c == '"' || c == '\\')
       put(l, "\\%c", c);
     else if (c < 0x20 || c == 0x7f)
       put(l, "\\u%04x", c);
     else
-      put(l, "%c", c);
+      put(l, "%.*s", n ? (int)n : 1, n ? s + i : "?");
   }
   put(l, "\"");
 }

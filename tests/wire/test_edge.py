@@ -128,3 +128,17 @@ def test_trace_and_log(start):
     for header in fresh:
         assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", header) and TRACE not in header
     assert len({h.split("-")[1] for h in fresh}) == 3
+
+
+@pytest.mark.parametrize("as_json", ["yes", "no"])
+def test_log_is_text(start, as_json):
+    """Whatever bytes a client puts into a path, the log stays UTF-8, and its lines stay JSON."""
+    d = start("--log_json", as_json)
+    for name in (b"\xff\x86", b"a\xed\xa0\x80b", "\u00e9\U0001f600".encode(), b"\xf0\x9f\x98", b"\"\\"):
+        with d.socket() as sock:
+            sock.sendall(b"GET /v1/jobs/" + name + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx-request-id: odd\r\n\r\n")
+            assert sock.recv(65536).startswith(b"HTTP/1.1 404 ")
+    until(lambda: d.log_path.read_bytes().count(b"odd") == 5, "five lines")
+    lines = [line for line in d.log_path.read_bytes().decode().splitlines() if "odd" in line]
+    said = [json.loads(line)["error"] if as_json == "yes" else line for line in lines]
+    assert len(said) == 5 and sum("there is no job a???b" in s for s in said) == 1 and sum("\u00e9\U0001f600" in s for s in said) == 1, said
