@@ -8,9 +8,11 @@ What it measures, all in one run on one machine, so that ratios mean something w
     throughput  CLIENTS closed-loop clients against the engine's own rate (`safelight bench`, before and after), and meanwhile how long /healthz and
                 /metrics take another connection
     idle        the resident memory of open connections that have been answered once and say nothing
-    mixed       jobs of 4 to 50 steps that arrive as a Poisson process at 70 % of the measured capacity: slowdown is latency over the time that the job
-                takes alone on the idle daemon. Beside it the same arrivals through one queue, first come first served and one at a time, by an engine of
-                the same capacity (computed: with one server that is a sum and needs no run)
+    mixed       jobs of 4 to 50 steps that arrive as a Poisson process at 70 % of what a server draws that is first come first served: slowdown is latency over the
+                time that the job takes alone on the idle daemon. The same arrivals go, in turns of the same run, to a second daemon that draws one picture at a time
+                in the order of arrival. The daemon's own queue is never that (with --running 1 it still lets short pictures pass long ones), so that order is kept
+                in front of it: one connection sends the next job when the one before is answered. A harsher line beside it is an engine that there is not: one
+                at a time, in order of arrival, as fast as ours is together (computed: with one server that is a sum and needs no run)
 
 Called by people, and by tests/wire/test_load.py with --short.
 """
@@ -37,10 +39,10 @@ class Client:
     """One keep-alive connection."""
 
     def __init__(self, port):
-        self.port, self.reader, self.writer = port, None, None
+        self.port, self.reader, self.writer, self.waited_ms = port, None, None, None
 
     async def request(self, method, path, fields=None):
-        """The status and the length of the body."""
+        """The status and the length of the body; waited_ms is how long a picture waited for its start."""
         if not self.writer:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
         body = json.dumps(fields).encode() if fields is not None else b""
@@ -50,6 +52,8 @@ class Client:
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         length = int(re.search(r"(?i)^content-length: (\d+)", head, re.M).group(1))
         await self.reader.readexactly(length)
+        waited = re.search(r"(?i)^server-timing: queue;dur=([0-9.]+)", head, re.M)
+        self.waited_ms = float(waited.group(1)) if waited else None
         return int(head.split(" ", 2)[1]), length
 
     def close(self):
@@ -192,34 +196,63 @@ def first_come(arrivals, jobs, service, own):
     return out
 
 
-async def mixed(options, port, seed):
-    own = await alone(options, port)
-    draw = random.Random(seed)
-    capacity, bad, _ = await closed_loop(port, options.mixed_clients, options.seconds, lambda seed: picture(options.size, random.Random(seed).choice(STEPS), seed))
-    jobs = [draw.choice(STEPS) for _ in range(options.jobs)]
-    arrivals, at = [], 0.0
-    for _ in jobs:
-        at += draw.expovariate(options.load * capacity)
-        arrivals.append(at)
-    slowdown, errors = [0.0] * len(jobs), 0
-    start = time.monotonic()
+class Turns:
+    """What a server made of the jobs: slowdowns and waits in ms, over all of its turns."""
 
-    async def one(i):
-        nonlocal errors
-        await asyncio.sleep(max(0, start + arrivals[i] - time.monotonic()))
-        client = Client(port)
-        status, _ = await client.request("POST", "/v1/images/generations", picture(options.size, jobs[i], i))
-        errors += status != 200
-        slowdown[i] = (time.monotonic() - start - arrivals[i]) / own[jobs[i]]
+    def __init__(self, port, own):
+        self.port, self.own, self.slowdown, self.waited, self.errors = port, own, [], [], 0
+
+    async def ask(self, client, size, steps, seed, due):
+        status, _ = await client.request("POST", "/v1/images/generations", picture(size, steps, seed))
+        self.errors += status != 200
+        self.slowdown.append((time.monotonic() - due) / self.own[steps])
+        self.waited.append(client.waited_ms or 0)
+
+    async def at_once(self, size, arrivals, jobs):
+        """Each job is sent when it arrives, on a connection of its own."""
+        start = time.monotonic()
+
+        async def one(i):
+            await asyncio.sleep(max(0, start + arrivals[i] - time.monotonic()))
+            client = Client(self.port)
+            await self.ask(client, size, jobs[i], i, start + arrivals[i])
+            client.close()
+
+        await asyncio.gather(*(one(i) for i in range(len(jobs))))
+
+    async def in_order(self, size, arrivals, jobs):
+        """Each job is sent when the one before is answered, and not before it arrives."""
+        client, start = Client(self.port), time.monotonic()
+        for i, (at, steps) in enumerate(zip(arrivals, jobs)):
+            await asyncio.sleep(max(0, start + at - time.monotonic()))
+            await self.ask(client, size, steps, i, start + at)
         client.close()
 
-    await asyncio.gather(*(one(i) for i in range(len(jobs))))
-    same = 1 / (capacity * statistics.fmean(own[s] for s in STEPS))  # the factor by which that server's times make it as fast as ours
-    queue = first_come(arrivals, jobs, lambda steps: own[steps] * same, own)
-    got, fifo = figures(slowdown), figures(queue)
-    return {"jobs": len(jobs), "load": options.load, "errors": errors + bad, "capacity_per_s": round(capacity, 3),
-            "alone_s": {str(k): round(v, 4) for k, v in own.items()}, "slowdown": got, "slowdown_first_come": fifo,
-            "mean_ratio": round(got["mean"] / fifo["mean"], 3), "p99_ratio": round(got["p99"] / fifo["p99"], 3)}
+
+async def mixed(options, port, fifo_port, seed):
+    alones = [await alone(options, p) for p in (port, fifo_port)]
+    own = {steps: min(a[steps] for a in alones) for steps in STEPS}
+    draw, bad, rates = random.Random(seed), 0, []
+    for p, clients in ((port, options.mixed_clients), (fifo_port, 1)):
+        rate, wrong, _ = await closed_loop(p, clients, options.seconds, lambda seed: picture(options.size, random.Random(seed).choice(STEPS), seed))
+        rates.append(rate)
+        bad += wrong
+    ours, fifo, imagined = Turns(port, own), Turns(fifo_port, own), []
+    same = 1 / (rates[0] * statistics.fmean(own[s] for s in STEPS))  # the factor by which the imagined server's times make it as fast as ours
+    for turn in range(options.turns):
+        jobs, arrivals, at = [draw.choice(STEPS) for _ in range(options.jobs // options.turns)], [], 0.0
+        for _ in jobs:
+            at += draw.expovariate(options.load * rates[1])
+            arrivals.append(at)
+        for run in ((ours.at_once, fifo.in_order) if turn % 2 else (fifo.in_order, ours.at_once)):
+            await run(options.size, arrivals, jobs)
+        imagined += first_come(arrivals, jobs, lambda steps: own[steps] * same, own)
+    got, queue, harsh = figures(ours.slowdown), figures(fifo.slowdown), figures(imagined)
+    return {"jobs": len(ours.slowdown), "load": options.load, "errors": ours.errors + fifo.errors + bad, "capacity_per_s": round(rates[0], 3),
+            "capacity_first_come_per_s": round(rates[1], 3), "alone_s": {str(k): round(v, 4) for k, v in own.items()}, "slowdown": got, "slowdown_first_come": queue,
+            "slowdown_imagined": harsh, "mean_ratio": round(got["mean"] / queue["mean"], 3), "p99_ratio": round(got["p99"] / queue["p99"], 3),
+            "mean_ratio_imagined": round(got["mean"] / harsh["mean"], 3), "p99_ratio_imagined": round(got["p99"] / harsh["p99"], 3),
+            "longest_wait_s": round(max(ours.waited) / 1e3, 4), "longest_alone_s": round(max(own.values()), 4)}
 
 
 # ---- all ----
@@ -240,12 +273,13 @@ def parse():
     p.add_argument("--probe_s", type=float, default=0.02)
     p.add_argument("--idle", type=int, default=2000)
     p.add_argument("--alone", type=int, default=3)
-    p.add_argument("--jobs", type=int, default=200)
+    p.add_argument("--jobs", type=int, default=400)
+    p.add_argument("--turns", type=int, default=4, help="how often the two servers of mixed take turns")
     p.add_argument("--load", type=float, default=0.7)
     p.add_argument("--seed", type=int, default=1)
     o = p.parse_args()
     if o.short:
-        o.size, o.steps, o.clients, o.mixed_clients, o.seconds, o.bench_pictures, o.idle, o.alone, o.jobs = 64, 2, 6, 3, 0.5, 2, 100, 1, 6
+        o.size, o.steps, o.clients, o.mixed_clients, o.seconds, o.bench_pictures, o.idle, o.alone, o.jobs, o.turns = 64, 2, 6, 3, 0.5, 2, 100, 1, 8, 2
         STEPS[:] = [2, 4]
     return o
 
@@ -254,24 +288,27 @@ def main():
     o = parse()
     out = {"short": o.short}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("load: ended by a signal"))  # the daemon ends with it
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as second:
         if "throughput" in o.only:
             rates = [bench(o, o.steps)]
-        d = Daemon(o, folder, "--max_connections", str(o.idle + 500))
+        d, fifo = Daemon(o, folder, "--max_connections", str(o.idle + 500)), None
         try:
             if "throughput" in o.only:
                 out["throughput"] = asyncio.run(throughput(o, d.port))
             if "idle" in o.only:
                 out["idle"] = asyncio.run(idle(o, d))
             if "mixed" in o.only:
-                out["mixed"] = asyncio.run(mixed(o, d.port, o.seed))
+                fifo = Daemon(o, second, "--running", "1")
+                out["mixed"] = asyncio.run(mixed(o, d.port, fifo.port, o.seed))
         finally:
             d.stop()
+            if fifo:
+                fifo.stop()
         if "throughput" in o.only:
             rates.append(bench(o, o.steps))
             out["throughput"]["engine_per_s"] = [round(r, 3) for r in rates]
             out["throughput"]["ratio"] = round(out["throughput"]["pictures_per_s"] / statistics.fmean(rates), 3)
-    out["ok"] = d.process.returncode == 0 and not out.get("throughput", {}).get("errors") and not out.get("mixed", {}).get("errors")
+    out["ok"] = not any(x.process.returncode for x in (d, fifo) if x) and not out.get("throughput", {}).get("errors") and not out.get("mixed", {}).get("errors")
     print(json.dumps(out, indent=1))
     return 0 if out["ok"] else 1
 

@@ -18,5 +18,6 @@ def test_short_variant():
     assert throughput["healthz_ms"]["n"] > 0 and throughput["metrics_ms"]["n"] > 0
     assert idle["still_open"] == idle["connections"] == 100
     assert idle["bytes_each"] < 64 << 10  # memory does not depend on the machine's speed: 16 kB is the header's buffer
-    assert mixed["errors"] == 0 and mixed["slowdown"]["n"] == mixed["slowdown_first_come"]["n"] == mixed["jobs"] == 6
-    assert mixed["mean_ratio"] > 0 and mixed["p99_ratio"] > 0
+    assert mixed["errors"] == 0 and mixed["slowdown"]["n"] == mixed["slowdown_first_come"]["n"] == mixed["slowdown_imagined"]["n"] == mixed["jobs"] == 8
+    assert all(mixed[f"{figure}_ratio{server}"] > 0 for figure in ("mean", "p99") for server in ("", "_imagined"))
+    assert mixed["capacity_first_come_per_s"] > 0 and mixed["longest_alone_s"] > 0 and mixed["longest_wait_s"] >= 0
