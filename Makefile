@@ -194,11 +194,11 @@ $(GPU)/compile_graphs: tests/gpu/compile_graphs.c $(GPU)/kernels/cuda/vendor_gra
 
 # The simulator's tests and the benchmark on a real card. gpu-ops needs no library but cmocka; the others need what models/ needs.
 CARD      := build/card
-CARD_WRAP := $(foreach f,Malloc Free MallocHost FreeHost GraphInstantiate GraphLaunch GraphExecDestroy,-Wl,--wrap=cuda$f)
+CARD_WRAP := $(foreach f,Malloc Free MallocHost FreeHost MallocAsync FreeAsync StreamSynchronize GraphInstantiate GraphLaunch GraphExecDestroy,-Wl,--wrap=cuda$f)
 CARD_LINK  = -fopenmp $(CARRIED) -L$(CUDA_LIB) -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDA_LIB) -Wl,-rpath,$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 \
              -lcudart_static -lcublasLt -lcudnn -lcmocka -lstdc++ -lm -lrt -ldl -lpthread
 CARD_OPS  := $(patsubst %,$(CARD)/%.o,tests/cudasim/test_ops.c tests/gpu/card.c $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) \
-               $(wildcard kernels/ref*.c))
+               $(wildcard kernels/ref*.c) kernels/normal.c)
 CARD_REST := $(patsubst %,$(CARD)/%.o,tests/gpu/card.c tests/golden/make_adapter.c)
 
 gpu-ops: $(CARD)/test_ops ## build the op tests for the card of this machine (ARCHS=, CUDA=, CUDNN=)

@@ -25,11 +25,13 @@
 #include <stdatomic.h>
 
 #include "base/err.h"
+#include "kernels/normal.h"
 #include "kernels/tensor.h"
 
 struct be;
 struct weight; /* a parameter in the backend's own packing; opaque outside the backend that made it */
 struct lowrank; /* packed low-rank factors of a site */
+struct mark;    /* a place in what a context has enqueued */
 
 enum weight_kind {
   WEIGHT_LINEAR, /* w (out, in), bias (out) or none */
@@ -78,6 +80,11 @@ struct step_coef {
   int row_cond, row_uncond; /* rows of the model output that belong to this latent; equal when there is no guidance */
 };
 
+/* What blend makes of a picture where its mask is 0: a * one picture + b * another. */
+struct blend_coef {
+  float a, b;
+};
+
 struct be_config {
   int threads;      /* 0: as many as the machine has */
   int force_f32;    /* be_cpu: keep activations in fp32 where bf16 would be chosen */
@@ -95,7 +102,8 @@ struct be_ops {
   MUST_CHECK int (*open)(struct be *be, const struct be_config *cfg, struct err *e);
   void (*close)(struct be *be);
 
-  /* Memory of the device, 64-byte aligned. The contents of fresh memory are undefined. free takes NULL. */
+  /* Memory of the device, 64-byte aligned. The contents of fresh memory are undefined, and it is the context's own until its next sync or mark. free
+   * takes NULL, on any thread; what is enqueued on any context by then may still use the memory, and neither call waits for that. */
   MUST_CHECK int (*mem_alloc)(struct be *be, size_t bytes, void **p, struct err *e);
   void (*mem_free)(struct be *be, void *p);
   /* Copies count(dst) elements from host memory of type src_type, converting; the reverse for download, which also syncs. */
@@ -105,9 +113,18 @@ struct be_ops {
 
   /* Another context on the same device over the same weights, for another thread (the loader's): its ops, weight_load and lowrank_load
    * may run while be's do. threads: for its own work, 0 as be. Weights and memory made through one may be used and freed through the
-   * other; what an op of one wrote the other may read after sync() on the first and a hand-over between the threads (a lock).
+   * other; what an op of one wrote the other may read after sync() on the first, or a mark, and a hand-over between the threads (a lock).
    * Closed with be_close, before be. */
   MUST_CHECK int (*open_lane)(struct be *lane, struct be *be, int threads, struct err *e);
+
+  /* A mark keeps the order between two contexts of a device without anybody waiting for it. set, on the thread of the context that it marks,
+   * again and again; wait, on the thread of another one after a hand-over: later ops there come after all that was enqueued before the last set, and
+   * may read what that wrote. A mark that was never set holds nobody up. open: on either thread; the mark is the caller's, NULL after
+   * failure. close takes NULL, on any thread, before the contexts are closed. */
+  MUST_CHECK int (*mark_open)(struct be *be, struct mark **m, struct err *e);
+  void (*mark_close)(struct be *be, struct mark *m);
+  MUST_CHECK int (*mark_set)(struct be *be, struct mark *m, struct err *e);
+  MUST_CHECK int (*mark_wait)(struct be *be, struct mark *m, struct err *e);
 
   /* At most so many threads (>= 1) for the later ops of this context. No result depends on it. A call that changes nothing costs nothing;
    * shapes are seen anew for each count. */
@@ -185,6 +202,13 @@ struct be_ops {
    * step_coef says. */
   MUST_CHECK int (*sampler_step)(struct be *be, struct tensor x, struct tensor x0_old, struct tensor model,
                                  struct tensor noise, const struct step_coef *coef, struct err *e);
+  /* Where mask (B, H, W, 1) U8 is 0, x = c[b].a * a + c[b].b * b, rounded once; elsewhere x stays as it is. x, a, b (B, H, W, C) F32. What has
+   * coefficient 0 is not read. c: host, B entries. */
+  MUST_CHECK int (*blend)(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c,
+                          struct err *e);
+  /* y (B, H, W, C) F32 = scale * the next normals of each picture's generator, which moves on: the numbers that torch.randn(C, H, W) draws, laid
+   * out as ours. state (B, 1, 1, NORMAL_WORDS) I32, 8-byte aligned: a struct normal_state for each picture. The same bits on every backend. */
+  MUST_CHECK int (*randn)(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e);
   /* y U8 = round(255 * clamp(x/2 + 0.5, 0, 1)), x any float type, same dims. NaN becomes 0; the pipeline refuses
    * non-finite latents before. */
   MUST_CHECK int (*to_rgb8)(struct be *be, struct tensor y, struct tensor x, struct err *e);
@@ -216,6 +240,11 @@ void be_close(struct be *be); /* NULL, zeroed and half-open are fine */
 /* pass_begin and pass_end of a backend that remembers nothing (backend.c). */
 MUST_CHECK int be_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err *e);
 MUST_CHECK int be_pass_end(struct be *be, int code, int *again, struct err *e);
+
+/* Marks of a backend that has done everything when an op returns (backend.c): none. */
+MUST_CHECK int be_mark_open(struct be *be, struct mark **m, struct err *e);
+void be_mark_close(struct be *be, struct mark *m);
+MUST_CHECK int be_mark_pass(struct be *be, struct mark *m, struct err *e); /* set and wait */
 
 /* The backend named by --backend: "ref", "cpu", "cuda", or "auto" (the best that this machine runs). E_ARG names the choices. */
 MUST_CHECK int be_find(const char *name, const struct be_ops **ops, struct err *e);

@@ -184,6 +184,18 @@ static int dry_sampler_step(struct be *be, struct tensor x, struct tensor x0_old
   return 0;
 }
 
+static int dry_blend(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c, struct err *e)
+{
+  (void)be, (void)x, (void)mask, (void)a, (void)b, (void)c, (void)e;
+  return 0;
+}
+
+static int dry_randn(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e)
+{
+  (void)be, (void)y, (void)state, (void)scale, (void)e;
+  return 0;
+}
+
 static int dry_count_nonfinite(struct be *be, struct tensor x, int64_t *bad, struct err *e)
 {
   (void)be, (void)x, (void)e;
@@ -202,6 +214,10 @@ const struct be_ops be_dry = {
     .download = dry_download,
     .sync = dry_sync,
     .open_lane = dry_open_lane,
+    .mark_open = be_mark_open,
+    .mark_close = be_mark_close,
+    .mark_set = be_mark_pass,
+    .mark_wait = be_mark_pass,
     .set_threads = dry_set_threads,
     .pass_begin = be_pass_begin,
     .pass_end = be_pass_end,
@@ -224,6 +240,8 @@ const struct be_ops be_dry = {
     .embed = dry_embed,
     .gather_scale = dry_gather_scale,
     .sampler_step = dry_sampler_step,
+    .blend = dry_blend,
+    .randn = dry_randn,
     .to_rgb8 = dry_one,
     .count_nonfinite = dry_count_nonfinite,
 };

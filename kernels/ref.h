@@ -59,6 +59,9 @@ MUST_CHECK int ref_gather_scale(struct be *be, struct tensor y, struct tensor x,
                                 struct err *e);
 MUST_CHECK int ref_sampler_step(struct be *be, struct tensor x, struct tensor x0_old, struct tensor model, struct tensor noise,
                                 const struct step_coef *coef, struct err *e);
+MUST_CHECK int ref_blend(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c,
+                         struct err *e);
+MUST_CHECK int ref_randn(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e);
 MUST_CHECK int ref_to_rgb8(struct be *be, struct tensor y, struct tensor x, struct err *e);
 MUST_CHECK int ref_count_nonfinite(struct be *be, struct tensor x, int64_t *bad, struct err *e);
 

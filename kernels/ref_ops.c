@@ -251,6 +251,40 @@ int ref_sampler_step(struct be *be, struct tensor x, struct tensor x0_old, struc
   return 0;
 }
 
+int ref_blend(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c, struct err *e)
+{
+  int64_t C = x.d[3], n = x.d[1] * x.d[2];
+  const uint8_t *pm = mask.p;
+  const float *pa = a.p, *pb = b.p;
+  float *px = x.p;
+
+  (void)be, (void)e;
+  assert(x.type == DT_F32 && a.type == DT_F32 && b.type == DT_F32 && ref_same_dims(a, x) && ref_same_dims(b, x));
+  assert(mask.type == DT_U8 && mask.d[3] == 1 && tensor_rows(mask) == tensor_rows(x));
+  for (int64_t i = 0, rows = x.d[0] * n; i < rows; i++)
+    for (int64_t k = i * C; !pm[i] && k < i * C + C; k++) {
+      double from_a = c[i / n].a != 0 ? (double)c[i / n].a * (double)pa[k] : 0;
+      double from_b = c[i / n].b != 0 ? (double)c[i / n].b * (double)pb[k] : 0;
+
+      px[k] = (float)(from_a + from_b);
+    }
+  return 0;
+}
+
+int ref_randn(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e)
+{
+  int64_t n = y.d[1] * y.d[2], C = y.d[3];
+  struct normal_state *s = state.p;
+  float *work = ref_scratch(be, (size_t)(n * C) * sizeof *work, e);
+
+  assert(y.type == DT_F32 && state.type == DT_I32 && state.d[0] == y.d[0] && tensor_count(state) == y.d[0] * NORMAL_WORDS);
+  if (!work)
+    return E_NOMEM;
+  for (int64_t b = 0; b < y.d[0]; b++)
+    normal_fill_pixels(&s[b], (float *)y.p + b * n * C, (size_t)n, (size_t)C, scale, work);
+  return 0;
+}
+
 /* In fp32 and ties to even, as diffusers and numpy do it: a double would decide some ties otherwise. */
 int ref_to_rgb8(struct be *be, struct tensor y, struct tensor x, struct err *e)
 {

@@ -174,6 +174,39 @@ int cpu_sampler_step(struct be *be, struct tensor x, struct tensor x0_old, struc
   return 0;
 }
 
+int cpu_blend(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c, struct err *e)
+{
+  int64_t n = x.d[1] * x.d[2], C = x.d[3];
+
+  (void)be, (void)e;
+  assert(x.type == DT_F32 && a.type == DT_F32 && b.type == DT_F32 && tensor_count(a) == tensor_count(x) && tensor_count(b) == tensor_count(x));
+  assert(mask.type == DT_U8 && mask.d[3] == 1 && tensor_rows(mask) == x.d[0] * n);
+  for (int64_t i = 0; i < x.d[0] * n; i++) { /* a latent is small: one thread */
+    const float *pa = (const float *)a.p + i * C, *pb = (const float *)b.p + i * C;
+    double ka = (double)c[i / n].a, kb = (double)c[i / n].b;
+
+    if (((const uint8_t *)mask.p)[i])
+      continue;
+    for (int64_t k = 0; k < C; k++)
+      ((float *)x.p)[i * C + k] = (float)((ka != 0 ? ka * (double)pa[k] : 0) + (kb != 0 ? kb * (double)pb[k] : 0));
+  }
+  return 0;
+}
+
+int cpu_randn(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e)
+{
+  int64_t n = y.d[1] * y.d[2], C = y.d[3];
+  struct normal_state *s = state.p;
+  void *work;
+  int r;
+
+  assert(y.type == DT_F32 && state.type == DT_I32 && state.d[0] == y.d[0] && tensor_count(state) == y.d[0] * NORMAL_WORDS);
+  r = cpu_scratch(cpu_of(be), (size_t)(n * C) * sizeof(float), &work, e);
+  for (int64_t b = 0; b < y.d[0] && !r; b++)
+    normal_fill_pixels(&s[b], (float *)y.p + b * n * C, (size_t)n, (size_t)C, scale, work);
+  return r;
+}
+
 int cpu_to_rgb8(struct be *be, struct tensor y, struct tensor x, struct err *e)
 {
   struct cpu *c = cpu_of(be);

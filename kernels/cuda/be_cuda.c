@@ -37,16 +37,16 @@ int cuda_check(int code, const char *what, struct err *e)
   return err_set(e, code == cudaErrorMemoryAllocation ? E_NOMEM : E_DEVICE, "%s: %s", what, cudaGetErrorString(code));
 }
 
-static int grow(void **p, size_t *have, size_t bytes, struct err *e)
+static int grow(struct cuda *c, void **p, size_t *have, size_t bytes, struct err *e)
 {
   int r;
 
   if (*p && bytes <= *have)
     return 0;
-  (void)cudaFree(*p); /* waits for what still uses it */
+  memory_give_own(c->memory, c, *p);
   *p = NULL;
   *have = 0;
-  r = cuda_check(cudaMalloc(p, bytes), "working memory on the GPU", e);
+  r = memory_take(c->memory, c, bytes, p, e);
   if (!r)
     *have = bytes;
   return r;
@@ -54,7 +54,7 @@ static int grow(void **p, size_t *have, size_t bytes, struct err *e)
 
 int cuda_scratch(struct cuda *c, size_t bytes, void **p, struct err *e)
 {
-  int r = grow(&c->scratch, &c->scratch_bytes, bytes, e);
+  int r = grow(c, &c->scratch, &c->scratch_bytes, bytes, e);
 
   *p = c->scratch;
   return r;
@@ -62,7 +62,7 @@ int cuda_scratch(struct cuda *c, size_t bytes, void **p, struct err *e)
 
 int cuda_staging(struct cuda *c, size_t bytes, void **p, struct err *e)
 {
-  int r = grow(&c->staging, &c->staging_bytes, bytes, e);
+  int r = grow(c, &c->staging, &c->staging_bytes, bytes, e);
 
   *p = c->staging;
   return r;
@@ -79,38 +79,60 @@ static void cuda_close(struct be *be)
   cuda_use(c->device);
   if (c->stream)
     (void)cudaStreamSynchronize(c->stream);
-  pass_close(&c->pass);
+  pass_close(c);
   gpu_dnn_close(c->dnn);
   gpu_blas_close(c->blas);
-  (void)cudaFree(c->scratch);
-  (void)cudaFree(c->staging);
-  (void)cudaFree(c->count);
+  if (c->memory) {
+    memory_give_own(c->memory, c, c->scratch);
+    memory_give_own(c->memory, c, c->staging);
+    memory_give_own(c->memory, c, c->count);
+    memory_leave(c->memory, c);
+  }
   (void)cudaFreeHost(c->count_host);
-  if (c->stream)
+  if (c->stream) {
+    (void)cudaStreamSynchronize(c->stream);
     (void)cudaStreamDestroy(c->stream);
+  }
+  if (c->owns_memory)
+    memory_close(c->memory);
   free(c);
   be->priv = NULL;
   be->plans = NULL;
 }
 
-/* Everything of a context on a device that is there. plans: NULL, or the counts that it shares. */
-static int context_new(struct be *be, int device, const char *plan_cache, struct be_plans *plans, int no_capture, struct err *e)
+/* What a context has beside its own fields. */
+MUST_CHECK static int context_fill(struct cuda *c, int no_capture, struct err *e)
+{
+  int r = cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", e);
+
+  if (r)
+    return r;
+  memory_join(c->memory, c);
+  if ((r = memory_take(c->memory, c, sizeof *c->count, (void **)&c->count, e)) ||
+      (r = cuda_check(cudaMallocHost((void **)&c->count_host, sizeof *c->count_host), "pinned memory", e)) || (r = gpu_blas_open(&c->blas, e)) ||
+      (r = gpu_dnn_open(&c->dnn, c->plan_cache, c->plans, e)))
+    return r;
+  return pass_open(&c->pass, no_capture, e);
+}
+
+/* Everything of a context on a device that is there. beside: the context that it is a lane of, whose counts of plans it shares; or NULL. */
+static int context_new(struct be *be, int device, const struct cuda *beside, const char *plan_cache, int no_capture, struct err *e)
 {
   struct cuda *c = calloc(1, sizeof *c);
-  int r;
+  int r = 0;
 
   if (!c)
     return err_set(e, E_NOMEM, "out of memory for the backend");
   be->priv = c;
-  c->device = device;
-  c->plan_cache = plan_cache;
-  c->plans = plans ? plans : &c->own_plans;
+  *c = (struct cuda){.device = device, .plan_cache = plan_cache, .memory = beside ? beside->memory : NULL, .owns_memory = !beside};
+  c->plans = beside ? beside->plans : &c->own_plans;
   be->plans = c->plans;
   cuda_use(device);
-  if ((r = cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "a stream", e)) ||
-      (r = cuda_check(cudaMalloc((void **)&c->count, sizeof *c->count), "memory on the GPU", e)) ||
-      (r = cuda_check(cudaMallocHost((void **)&c->count_host, sizeof *c->count_host), "pinned memory", e)) || (r = gpu_blas_open(&c->blas, e)) ||
-      (r = gpu_dnn_open(&c->dnn, plan_cache, c->plans, e)) || (r = pass_open(&c->pass, no_capture, e)))
+  if (!beside)
+    r = memory_open(&c->memory, device, e);
+  if (!r)
+    r = context_fill(c, no_capture, e);
+  if (r)
     cuda_close(be);
   return r;
 }
@@ -125,7 +147,7 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
     return err_set(e, E_DEVICE, "there is no GPU for the CUDA backend: %s", cudaGetErrorString(code ? code : cudaErrorNoDevice));
   if (cfg->device < 0 || cfg->device >= count)
     return err_field(e, E_ARG, "devices", "there is no GPU %d: the driver offers %d, numbered from 0", cfg->device, count);
-  r = context_new(be, cfg->device, cfg->plan_cache, NULL, cfg->no_capture, e);
+  r = context_new(be, cfg->device, NULL, cfg->plan_cache, cfg->no_capture, e);
   if (r)
     return r;
   r = cuda_check(cudaGetDeviceProperties(&prop, cfg->device), "cudaGetDeviceProperties", e);
@@ -148,11 +170,57 @@ static int cuda_open(struct be *be, const struct be_config *cfg, struct err *e)
 static int cuda_open_lane(struct be *lane, struct be *be, int threads, struct err *e)
 {
   struct be made = *be;
-  int r = context_new(&made, cuda_of(be)->device, cuda_of(be)->plan_cache, cuda_of(be)->plans, 1, e); /* a lane's passes are few */
+  int r = context_new(&made, cuda_of(be)->device, cuda_of(be), cuda_of(be)->plan_cache, 1, e); /* a lane's passes are few */
 
   (void)threads;
   *lane = r ? (struct be){0} : made;
   return r;
+}
+
+/* ---- marks: what one stream waits for in another ---- */
+
+struct mark {
+  cudaEvent_t event;
+};
+
+static int cuda_mark_open(struct be *be, struct mark **m, struct err *e)
+{
+  int r;
+
+  (void)cuda_of(be);
+  *m = calloc(1, sizeof **m);
+  if (!*m)
+    return err_set(e, E_NOMEM, "out of memory for a mark");
+  r = cuda_check(cudaEventCreateWithFlags(&(*m)->event, cudaEventDisableTiming), "an event", e);
+  if (r) {
+    free(*m);
+    *m = NULL;
+  }
+  return r;
+}
+
+static void cuda_mark_close(struct be *be, struct mark *m)
+{
+  if (!m)
+    return;
+  (void)cuda_of(be);
+  (void)cudaEventDestroy(m->event);
+  free(m);
+}
+
+static int cuda_mark_set(struct be *be, struct mark *m, struct err *e)
+{
+  int r = pass_refuses(cuda_of(be), "a mark", e);
+
+  return r ? r : cuda_check(cudaEventRecord(m->event, cuda_of(be)->stream), "a mark", e);
+}
+
+/* An event that was never recorded is no obstacle to CUDA either. */
+static int cuda_mark_wait(struct be *be, struct mark *m, struct err *e)
+{
+  int r = pass_refuses(cuda_of(be), "a mark", e);
+
+  return r ? r : cuda_check(cudaStreamWaitEvent(cuda_of(be)->stream, m->event, 0), "a mark", e);
 }
 
 /* The device has its own idea of threads. */
@@ -165,22 +233,14 @@ static void cuda_set_threads(struct be *be, int threads)
 
 static int cuda_mem_alloc(struct be *be, size_t bytes, void **p, struct err *e)
 {
-  int code;
+  struct cuda *c = cuda_of(be);
 
-  (void)cuda_of(be); /* its device */
-  code = cudaMalloc(p, bytes);
-  if (code)
-    *p = NULL;
-  if (code != cudaErrorMemoryAllocation)
-    return cuda_check(code, "memory on the GPU", e);
-  (void)cudaGetLastError();
-  return err_set(e, E_NOMEM, "no %zu bytes are left on the GPU", bytes);
+  return memory_take(c->memory, c, bytes, p, e);
 }
 
 static void cuda_mem_free(struct be *be, void *p)
 {
-  (void)cuda_of(be);
-  (void)cudaFree(p);
+  memory_give(cuda_of(be)->memory, p);
 }
 
 static int cuda_sync(struct be *be, struct err *e)
@@ -272,6 +332,10 @@ const struct be_ops be_cuda = {
     .download = cuda_download,
     .sync = cuda_sync,
     .open_lane = cuda_open_lane,
+    .mark_open = cuda_mark_open,
+    .mark_close = cuda_mark_close,
+    .mark_set = cuda_mark_set,
+    .mark_wait = cuda_mark_wait,
     .set_threads = cuda_set_threads,
     .pass_begin = cuda_pass_begin,
     .pass_end = cuda_pass_end,
@@ -294,6 +358,8 @@ const struct be_ops be_cuda = {
     .embed = cuda_embed,
     .gather_scale = cuda_gather_scale,
     .sampler_step = cuda_sampler_step,
+    .blend = cuda_blend,
+    .randn = cuda_randn,
     .to_rgb8 = cuda_to_rgb8,
     .count_nonfinite = cuda_count_nonfinite,
 };

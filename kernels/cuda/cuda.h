@@ -1,6 +1,7 @@
 /*
  * cuda.h - what the C files of be_cuda share: be_cuda.c (table, memory, transfers), weight.c (parameters), matmul.c (convolution, linear,
- * attention, low-rank adapters), ops.c (the rest), pass.c (captured passes) and outline.c (what they would ask cuDNN for). Nobody else includes it.
+ * attention, low-rank adapters), ops.c (the rest), pass.c (captured passes), memory.c (device memory) and outline.c (what they would ask cuDNN for).
+ * Nobody else includes it.
  *
  * Threads: a struct cuda belongs to the thread that opened it and has a stream of its own; ops enqueue there and return. A lane
  * (open_lane) is another struct cuda on the same device. Weights are written before weight_load returns and never after.
@@ -14,6 +15,7 @@
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/dnn.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/memory.h"
 #include "kernels/cuda/pass.h"
 
 struct cuda {
@@ -21,6 +23,9 @@ struct cuda {
   const char *plan_cache;       /* or NULL */
   struct be_plans own_plans, *plans; /* plans: of the backend that this is a lane of, or &own_plans */
   cudaStream_t stream;
+  struct memory *memory;        /* shared with the lanes; closed by the context that opened it */
+  int owns_memory;
+  struct cuda *next_context;    /* memory.c */
   struct gpu_blas *blas;
   struct gpu_dnn *dnn;
   void *scratch, *staging;      /* device: working memory of the running op; numbers on their way through a conversion */
@@ -115,6 +120,9 @@ MUST_CHECK int cuda_embed(struct be *be, struct tensor y, const int32_t *ids, co
 MUST_CHECK int cuda_gather_scale(struct be *be, struct tensor y, struct tensor x, const int *src, const float *scale, struct err *e);
 MUST_CHECK int cuda_sampler_step(struct be *be, struct tensor x, struct tensor x0_old, struct tensor model, struct tensor noise,
                                  const struct step_coef *coef, struct err *e);
+MUST_CHECK int cuda_blend(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c,
+                          struct err *e);
+MUST_CHECK int cuda_randn(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e);
 MUST_CHECK int cuda_to_rgb8(struct be *be, struct tensor y, struct tensor x, struct err *e);
 MUST_CHECK int cuda_count_nonfinite(struct be *be, struct tensor x, int64_t *bad, struct err *e);
 

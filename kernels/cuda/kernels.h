@@ -3,8 +3,9 @@
  *
  *   convert.cu    types of elements, packing of parameters      norm.cu     group norm + temb + SiLU, layer norm
  *   pointwise.cu  activations, GEGLU, sums                      shape.cu    concat, nearest upsampling, rows put together
- *   embed.cu      timestep sinusoids, token tables              latent.cu   guidance + sampler step, 8-bit pictures, gathers
+ *   embed.cu      timestep sinusoids, token tables              latent.cu   sampler step, blends, 8-bit pictures, gathers
  *   attn.cu       attention that cuDNN does not take (causal)   lowrank.cu  LoRA: both products of each picture in one
+ *   normal.cu     torch's random normals
  *
  * All of them: channels-last; 16-bit elements in and out with fp32 (or wider) arithmetic between; enqueue on the stream and return; take
  * no memory of their own. A row's bits depend neither on the other rows nor on their count: reductions run in an order that the shape
@@ -65,6 +66,15 @@ struct kern_coef { /* as struct step_coef */
 struct kern_coef_rows {
   const struct kern_coef *at;
   struct kern_coef row[KERN_ROWS];
+};
+
+struct kern_blend { /* as struct blend_coef */
+  float a, b;
+};
+
+struct kern_blend_rows {
+  const struct kern_blend *at;
+  struct kern_blend row[KERN_ROWS];
 };
 
 /* Low-rank factors of one site in device memory. Kernels read the slot when they run, not when they are launched: a captured step
@@ -130,9 +140,19 @@ int kern_gather_scale(cudaStream_t s, int act, void *y, const float *x, const st
 /* x, old, noise (B, n), B <= KERN_ROWS; model: rows of n. noise may be NULL when every c_noise is 0. */
 int kern_sampler_step(cudaStream_t s, float *x, float *old, const float *model, const float *noise, const struct kern_coef_rows *coef, int64_t B,
                       int64_t n);
+/* x, a, b (B, pixels, C), B <= KERN_ROWS; mask (B, pixels): where it is 0. */
+int kern_blend(cudaStream_t s, float *x, const uint8_t *mask, const float *a, const float *b, const struct kern_blend_rows *coef, int64_t B,
+               int64_t pixels, int64_t C);
 int kern_to_rgb8(cudaStream_t s, uint8_t *y, const void *x, int type, int64_t n);
 /* *count += how many of n are not finite. */
 int kern_count_nonfinite(cudaStream_t s, unsigned long long *count, const void *x, int type, int64_t n);
+
+/* ---- normal.cu ---- */
+
+/* Bytes of working memory for kern_randn, n numbers a picture. */
+size_t kern_randn_bytes(int64_t B, int64_t n);
+/* y (B, pixels, C); states: B of struct normal_state. */
+int kern_randn(cudaStream_t s, float *y, void *states, int64_t B, int64_t pixels, int64_t C, float scale, void *work);
 
 /* ---- attn.cu ---- */
 

@@ -1,6 +1,6 @@
 /*
  * latent.cu - what happens to latents and finished pictures: the model's input gathered from them, guidance + sampler step in one pass with
- * coefficients for each row, 8-bit RGB, and the count of numbers that are not finite. See kernels.h.
+ * coefficients for each row, two latents blended by a mask, 8-bit RGB, and the count of numbers that are not finite. See kernels.h.
  *
  * The sampler step computes in double: a latent of 64x64x4 is 16 thousand numbers, so that the launch costs more than the arithmetic on
  * any card, and the result is rounded once, as be_ref's. A term whose coefficient is 0 is not read.
@@ -57,6 +57,26 @@ int kern_sampler_step(cudaStream_t s, float *x, float *old, const float *model, 
                       int64_t n)
 {
   return launch(sampler_kernel, dim3((unsigned)div_up(n, THREADS), (unsigned)B), THREADS, s, x, old, model, noise, *coef, n);
+}
+
+/* A pixel's latent to a thread and channel. In double, rounded once: a product of two fp32 numbers is exact, so that contraction changes nothing. */
+static __global__ void __launch_bounds__(THREADS)
+    blend_kernel(float *x, const uint8_t *mask, const float *a, const float *b, kern_blend_rows coef, int64_t pixels, int64_t C)
+{
+  int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, pixel = (int64_t)blockIdx.y * pixels + i / C, at = (int64_t)blockIdx.y * pixels * C + i;
+  const struct kern_blend k = row_of(coef, blockIdx.y);
+
+  if (i >= pixels * C || mask[pixel])
+    return;
+  double from_a = k.a != 0 ? (double)k.a * (double)a[at] : 0, from_b = k.b != 0 ? (double)k.b * (double)b[at] : 0;
+
+  x[at] = (float)(from_a + from_b);
+}
+
+int kern_blend(cudaStream_t s, float *x, const uint8_t *mask, const float *a, const float *b, const struct kern_blend_rows *coef, int64_t B,
+               int64_t pixels, int64_t C)
+{
+  return launch(blend_kernel, dim3((unsigned)div_up(pixels * C, THREADS), (unsigned)B), THREADS, s, x, mask, a, b, *coef, pixels, C);
 }
 
 /* In fp32 and ties to even, as be_ref and diffusers do it. Halving is exact, so that contraction to one operation changes nothing. */

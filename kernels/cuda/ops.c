@@ -184,6 +184,44 @@ int cuda_sampler_step(struct be *be, struct tensor x, struct tensor x0_old, stru
   return r;
 }
 
+int cuda_blend(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *k, struct err *e)
+{
+  int64_t pixels = x.d[1] * x.d[2];
+  int r = 0;
+
+  assert(x.type == DT_F32 && a.type == DT_F32 && b.type == DT_F32 && same_dims(a, x) && same_dims(b, x));
+  assert(mask.type == DT_U8 && mask.d[3] == 1 && tensor_rows(mask) == tensor_rows(x));
+  for (int64_t i = 0; i < x.d[0] && !r; i += KERN_ROWS) {
+    int64_t n = x.d[0] - i < KERN_ROWS ? x.d[0] - i : KERN_ROWS;
+    struct tensor t[4] = {tensor_batch(x, i, n), tensor_batch(mask, i, n), tensor_batch(a, i, n), tensor_batch(b, i, n)};
+    struct kern_blend_rows rows;
+
+    memset(&rows, 0, sizeof rows);
+    for (int64_t j = 0; j < n; j++)
+      rows.row[j] = (struct kern_blend){k[i + j].a, k[i + j].b};
+    pass_table(cuda_of(be), rows.row, (size_t)n * sizeof *rows.row, (const void **)&rows.at);
+    if (pass_skips(cuda_of(be), "blend", t, 4, NULL, NULL, 0))
+      continue;
+    r = cuda_check(kern_blend(cuda_of(be)->stream, t[0].p, t[1].p, t[2].p, t[3].p, &rows, n, pixels, x.d[3]), "blend", e);
+  }
+  return r;
+}
+
+int cuda_randn(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e)
+{
+  struct cuda *c = cuda_of(be);
+  int64_t pixels = y.d[1] * y.d[2];
+  void *work;
+  int r;
+
+  assert(y.type == DT_F32 && state.type == DT_I32 && state.d[0] == y.d[0] && tensor_count(state) == y.d[0] * NORMAL_WORDS);
+  assert((uintptr_t)state.p % _Alignof(struct normal_state) == 0);
+  r = cuda_scratch(c, kern_randn_bytes(y.d[0], pixels * y.d[3]), &work, e);
+  if (r || pass_skips(c, "randn", (struct tensor[]){y, state}, 2, NULL, &scale, sizeof scale))
+    return r;
+  return cuda_check(kern_randn(c->stream, y.p, state.p, y.d[0], pixels, y.d[3], scale, work), "randn", e);
+}
+
 int cuda_to_rgb8(struct be *be, struct tensor y, struct tensor x, struct err *e)
 {
   assert(y.type == DT_U8 && tensor_count(y) == tensor_count(x) && (x.type == DT_F32 || x.type == be->act));

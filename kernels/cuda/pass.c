@@ -60,11 +60,12 @@ static int same(struct pass_digest a, struct pass_digest b)
 
 /* ---- graphs ---- */
 
-static void graph_drop(struct pass_graph *g)
+static void graph_drop(struct cuda *c, struct pass_graph *g)
 {
   if (g->exec)
     (void)cudaGraphExecDestroy(g->exec);
-  (void)cudaFree(g->table);
+  if (g->table)
+    memory_give_own(c->memory, c, g->table);
   *g = (struct pass_graph){.state = GRAPH_NONE};
 }
 
@@ -87,7 +88,7 @@ static struct pass_graph *graph_place(struct cuda *c, struct pass_digest d)
       best = &p->graph[i];
   if (best->state == GRAPH_READY)
     (void)cudaStreamSynchronize(c->stream); /* an error sticks and comes back from the next call */
-  graph_drop(best);
+  graph_drop(c, best);
   best->digest = d;
   return best;
 }
@@ -107,10 +108,12 @@ int pass_open(struct pass *p, int is_off, struct err *e)
   return r;
 }
 
-void pass_close(struct pass *p)
+void pass_close(struct cuda *c)
 {
+  struct pass *p = &c->pass;
+
   for (int i = 0; i < PASS_GRAPHS; i++)
-    graph_drop(&p->graph[i]);
+    graph_drop(c, &p->graph[i]);
   for (int i = 0; i < 2; i++) {
     (void)cudaFreeHost(p->staging[i]);
     if (p->copied[i])
@@ -184,8 +187,12 @@ int cuda_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err
     r = cuda_check(cudaEventSynchronize(p->copied[p->which]), "a pass", e);
     p->is_copying[p->which] = 0;
   }
-  if (p->mode == PASS_CAPTURE)
+  if (p->mode == PASS_CAPTURE) {
+    memory_lock(c->memory);
     r = cuda_check(cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal), "capturing a pass", e);
+    if (r)
+      memory_unlock(c->memory);
+  }
   if (r)
     p->mode = PASS_NONE;
   return r;
@@ -224,14 +231,12 @@ MUST_CHECK static int end_collect(struct cuda *c, int *again, struct err *e)
   if (!g && p->filled <= PASS_TABLE) {
     g = graph_place(c, p->digest);
     g->state = GRAPH_SEEN;
-  } else if (g && g->state == GRAPH_SEEN && (!p->filled || !cudaMalloc((void **)&g->table, p->filled))) {
+  } else if (g && g->state == GRAPH_SEEN && (!p->filled || !memory_take(c->memory, c, p->filled, (void **)&g->table, NULL))) {
     g->table_bytes = p->filled;
     p->table = g->table;
     p->sought = p->digest;
     p->next = PASS_CAPTURE;
-  } else {
-    (void)cudaGetLastError(); /* no memory for a table: plain, and tried again the next time */
-  }
+  } /* else no memory for a table: plain, and tried again the next time */
   if (g)
     g->used = ++p->clock;
   return 0;
@@ -245,6 +250,7 @@ MUST_CHECK static int end_capture(struct cuda *c, int code, int *again, struct e
   cudaGraph_t graph = NULL;
   int failed = cudaStreamEndCapture(c->stream, &graph) || !graph || code || !same(p->digest, p->sought);
 
+  memory_unlock(c->memory);
   assert(found && found->state == GRAPH_SEEN);
   if (!failed)
     failed = cudaGraphInstantiate(&found->exec, graph, 0);
@@ -252,7 +258,7 @@ MUST_CHECK static int end_capture(struct cuda *c, int code, int *again, struct e
     (void)cudaGraphDestroy(graph);
   if (failed) {
     (void)cudaGetLastError();
-    graph_drop(found);
+    graph_drop(c, found);
     found->state = GRAPH_REFUSED;
     found->digest = p->sought;
     p->next = PASS_PLAIN;

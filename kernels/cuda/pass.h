@@ -62,7 +62,7 @@ struct pass {
 struct cuda;
 
 MUST_CHECK int pass_open(struct pass *p, int is_off, struct err *e);
-void pass_close(struct pass *p); /* takes a zeroed one */
+void pass_close(struct cuda *c); /* takes one whose pass is zeroed */
 
 /* be_ops.pass_begin and pass_end. */
 MUST_CHECK int cuda_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err *e);

@@ -3,8 +3,12 @@
  *
  * A stream is a FIFO whose entries run at once; while a graph is captured they are recorded instead, with copies of their arguments, and
  * run each time the graph is launched. Allocating, waiting and freeing during a capture are errors, as on a device.
- * Device memory has exactly the size that was asked for, so that ASan's red zones begin where it ends, and starts as NaN. While work of one device runs
+ * Device memory has exactly the size that was asked for, so that ASan's red zones begin where it ends, and starts as NaN. The pool's is no other, and
+ * freed at once, so that ASan sees who still uses it; how much a pool that keeps everything would hold is counted. While work of one device runs
  * the memory of the others is poisoned: a real device might reach it, slowly, or fail, and no op of ours means to.
+ *
+ * What is ordered before what: every stream counts what it was given, and knows of each other one up to which count its own next work comes later (a
+ * clock for each stream, which events carry over). The host has such a clock too, from the streams that it waited for.
  */
 #include <sanitizer/asan_interface.h>
 #include <stdio.h>
@@ -23,24 +27,35 @@ struct cudasim_graph {
   struct node *first, **end;
 };
 
+enum { STREAMS = 64 };
+
+struct clock {
+  long at[STREAMS];
+};
+
 struct cudasim_stream {
-  int device;
+  int device, number;
+  struct clock seen;             /* at[number]: what it was given itself */
   struct cudasim_graph *capture; /* NULL: entries run at once */
 };
 
-struct block { /* of device memory */
-  struct block *next;
+struct cudasim_event {
+  struct clock seen;
+};
+
+/* Device memory, and pinned memory (device -1). stream: that of the pool's; -1. */
+struct block {
   void *p;
   size_t bytes;
-  int device;
+  int device, stream;
+  struct block *next;
 };
 
-struct cudasim_event {
-  int is_recorded;
-};
-
-static int capturing, fail_in, fail_graphs, device_count = 1, current_device;
+static int capturing, fail_in, fail_graphs, device_count = 1, current_device, has_pools = 1;
 static int reached; /* the device whose memory is not poisoned */
+static size_t refused, pooled;   /* bytes: of the allocation that failed last; in use */
+static struct clock host;
+static struct cudasim_stream *streams[STREAMS];
 static struct block *blocks;
 
 int cudasim_is_card(void)
@@ -61,6 +76,11 @@ void cudasim_fail_graphs(int n)
 void cudasim_devices(int count)
 {
   device_count = count;
+}
+
+void cudasim_pools(int are_there)
+{
+  has_pools = are_there;
 }
 
 struct cudasim_count cudasim_counts(void)
@@ -93,7 +113,7 @@ int cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
 {
   (void)device;
   *p = (struct cudaDeviceProp){.name = "simulated device", .totalGlobalMem = (size_t)8 << 30, .major = 9, .multiProcessorCount = 132,
-                               .l2CacheSize = 60 << 20};
+                               .l2CacheSize = 60 << 20, .memoryPoolsSupported = has_pools};
   return 0;
 }
 
@@ -139,7 +159,7 @@ static void set_reach(const struct block *b)
 {
   if (b->device == reached)
     ASAN_UNPOISON_MEMORY_REGION(b->p, b->bytes);
-  else
+  else if (b->device >= 0)
     ASAN_POISON_MEMORY_REGION(b->p, b->bytes);
 }
 
@@ -153,15 +173,22 @@ static void reach(int device)
     set_reach(b);
 }
 
-static int allocate(void **p, size_t bytes)
+static int allocate(void **p, size_t bytes, int is_pooled)
 {
   int r = refused_in_capture("an allocation");
 
   *p = NULL;
   if (r)
     return r;
-  if (fail_in > 0 && --fail_in == 0)
+  if (refused && refused == bytes) {
+    refused = 0;
     return cudaErrorMemoryAllocation;
+  }
+  refused = 0;
+  if (fail_in > 0 && --fail_in == 0) {
+    refused = is_pooled ? bytes : 0;
+    return cudaErrorMemoryAllocation;
+  }
   if (posix_memalign(p, 256, bytes ? bytes : 1))
     return cudaErrorMemoryAllocation;
   memset(*p, 0xff, bytes);
@@ -179,48 +206,132 @@ static int release(void *p)
   return 0;
 }
 
-int cudaMalloc(void **p, size_t bytes)
+static void add_block(void *p, size_t bytes, int device, int stream)
 {
-  struct block *b;
-  int r = allocate(p, bytes);
+  struct block *b = malloc(sizeof *b);
 
-  if (r)
-    return r;
-  b = malloc(sizeof *b);
   if (!b)
     abort();
-  *b = (struct block){blocks, *p, bytes, current_device};
+  *b = (struct block){p, bytes, device, stream, blocks};
   blocks = b;
   set_reach(b);
-  return 0;
+}
+
+/* The block that p lies in or begins. */
+static struct block **find_block(const void *p)
+{
+  struct block **b = &blocks;
+
+  while (*b && !((const char *)p >= (const char *)(*b)->p && (const char *)p < (const char *)(*b)->p + (*b)->bytes))
+    b = &(*b)->next;
+  return b;
+}
+
+static struct block take_block(const void *p)
+{
+  struct block **b = find_block(p), *it = *b, copy = {NULL, 0, -1, -1, NULL};
+
+  if (it) {
+    copy = *it;
+    *b = it->next;
+    free(it);
+  }
+  return copy;
+}
+
+int cudaMalloc(void **p, size_t bytes)
+{
+  int r = allocate(p, bytes, 0);
+
+  cudasim_counters()->stops++;
+  if (!r)
+    add_block(*p, bytes, current_device, -1);
+  return r;
 }
 
 int cudaFree(void *p)
 {
-  struct block **at = &blocks, *b;
-  int r = release(p);
+  const struct block *b = p ? *find_block(p) : NULL;
+  int r;
 
-  if (r || !p)
-    return r;
-  while (*at && (*at)->p != p)
-    at = &(*at)->next;
-  b = *at;
-  if (!b)
+  cudasim_counters()->stops += p != NULL;
+  if (p && (!b || b->p != p))
     return cudasim_fail(cudaErrorInvalidValue, "freeing what is no memory of a device");
-  *at = b->next;
-  free(b);
-  return 0;
+  r = release(p);
+  if (p && !r)
+    (void)take_block(p);
+  return r;
 }
 
 int cudaMallocHost(void **p, size_t bytes)
 {
-  return allocate(p, bytes);
+  int r = allocate(p, bytes, 0);
+
+  cudasim_counters()->stops++;
+  if (!r)
+    add_block(*p, bytes, -1, -1);
+  return r;
 }
 
 int cudaFreeHost(void *p)
 {
+  if (p)
+    (void)take_block(p);
+  cudasim_counters()->stops += p != NULL;
   return release(p);
 }
+
+/* ---- the pool ---- */
+
+int cudaDeviceGetDefaultMemPool(struct cudasim_pool **pool, int device)
+{
+  static char it;
+
+  (void)device;
+  *pool = (struct cudasim_pool *)&it;
+  return 0;
+}
+
+int cudaMemPoolSetAttribute(struct cudasim_pool *pool, enum cudaMemPoolAttr attr, void *value)
+{
+  (void)pool, (void)attr, (void)value;
+  return 0;
+}
+
+int cudaMemPoolTrimTo(struct cudasim_pool *pool, size_t bytes)
+{
+  (void)pool;
+  cudasim_counters()->reserved = (long)(pooled > bytes ? pooled : bytes);
+  return refused_in_capture("trimming the pool");
+}
+
+int cudaMallocAsync(void **p, size_t bytes, struct cudasim_stream *s)
+{
+  int r = bytes ? allocate(p, bytes, 1) : cudasim_fail(cudaErrorInvalidValue, "0 bytes of the pool");
+
+  if (r)
+    return r;
+  add_block(*p, bytes, s->device, s->number);
+  pooled += bytes;
+  if ((long)pooled > cudasim_counters()->reserved)
+    cudasim_counters()->reserved = (long)pooled;
+  return 0;
+}
+
+int cudaFreeAsync(void *p, struct cudasim_stream *s)
+{
+  struct block b = take_block(p);
+
+  if (b.p != p || b.stream < 0)
+    return cudasim_fail(cudaErrorInvalidValue, "memory that is not of the pool is given back to it");
+  for (int i = 0; i < STREAMS && b.stream != s->number; i++)
+    if (streams[i] && s->seen.at[i] < streams[i]->seen.at[i] && host.at[i] < streams[i]->seen.at[i])
+      (void)cudasim_fail(cudaErrorInvalidValue, "memory is given back while a stream may still use it");
+  pooled -= b.bytes;
+  return release(p);
+}
+
+/* ---- copies ---- */
 
 struct copy {
   void *dst;
@@ -239,8 +350,9 @@ static int run_copy(void *arg)
 int cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, struct cudasim_stream *s)
 {
   struct copy c = {dst, src, bytes};
+  const void *of_host = kind == cudaMemcpyHostToDevice ? src : kind == cudaMemcpyDeviceToHost ? dst : NULL;
 
-  (void)kind;
+  cudasim_counters()->pageable += of_host && !*find_block(of_host);
   return cudasim_enqueue(s, run_copy, &c, sizeof c);
 }
 
@@ -279,6 +391,7 @@ int cudasim_enqueue(struct cudasim_stream *s, int (*run)(void *arg), const void 
   if (s->device != current_device)
     return cudasim_fail(cudaErrorInvalidValue, "work for a stream of device %d while device %d is current", s->device, current_device);
   if (!s->capture) {
+    s->seen.at[s->number]++;
     memcpy(copy, arg, bytes);
     reach(s->device);
     return run(copy);
@@ -294,26 +407,52 @@ int cudasim_enqueue(struct cudasim_stream *s, int (*run)(void *arg), const void 
   return 0;
 }
 
+static void learn(struct clock *c, const struct clock *from)
+{
+  for (int i = 0; i < STREAMS; i++)
+    c->at[i] = from->at[i] > c->at[i] ? from->at[i] : c->at[i];
+}
+
+/* A number that a stream had before goes on where that one ended, which the host has waited for. */
 int cudaStreamCreateWithFlags(struct cudasim_stream **s, unsigned flags)
 {
+  int n = 0;
+
   (void)flags;
+  while (n < STREAMS && streams[n])
+    n++;
   *s = calloc(1, sizeof **s);
-  if (!*s)
-    return cudaErrorMemoryAllocation;
+  if (n == STREAMS || !*s)
+    abort();
   (*s)->device = current_device;
+  (*s)->number = n;
+  (*s)->seen = host;
+  streams[n] = *s;
   return cudasim_sticky();
 }
 
 int cudaStreamDestroy(struct cudasim_stream *s)
 {
+  learn(&host, &s->seen);
+  streams[s->number] = NULL;
   free(s);
   return 0;
 }
 
 int cudaStreamSynchronize(struct cudasim_stream *s)
 {
-  (void)s;
+  cudasim_counters()->waits++;
+  learn(&host, &s->seen);
   return refused_in_capture("waiting for a stream");
+}
+
+int cudaStreamWaitEvent(struct cudasim_stream *s, struct cudasim_event *e, unsigned flags)
+{
+  (void)flags;
+  if (s->capture)
+    return cudasim_fail(cudaErrorStreamCaptureUnsupported, "a wait for an event from outside of the capture");
+  learn(&s->seen, &e->seen);
+  return cudasim_sticky();
 }
 
 int cudaEventCreateWithFlags(struct cudasim_event **e, unsigned flags)
@@ -331,14 +470,15 @@ int cudaEventDestroy(struct cudasim_event *e)
 
 int cudaEventRecord(struct cudasim_event *e, struct cudasim_stream *s)
 {
-  (void)s;
-  e->is_recorded = 1;
+  if (s->capture)
+    return cudasim_fail(cudaErrorStreamCaptureUnsupported, "an event of a stream that is captured");
+  e->seen = s->seen;
   return cudasim_sticky();
 }
 
 int cudaEventSynchronize(struct cudasim_event *e)
 {
-  (void)e;
+  learn(&host, &e->seen);
   return refused_in_capture("waiting for an event");
 }
 
@@ -388,6 +528,7 @@ int cudaGraphLaunch(struct cudasim_graph *exec, struct cudasim_stream *s)
     return cudasim_fail(cudaErrorInvalidValue, "a graph for device %d while device %d is current", s->device, current_device);
   cudasim_counters()->replays++;
   reach(s->device);
+  s->seen.at[s->number]++;
   for (struct node *n = exec->first; n && !r; n = n->next)
     r = n->run(n->arg);
   return r;

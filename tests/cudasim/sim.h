@@ -8,8 +8,9 @@
  *
  * What it reports (cudaErrorLaunchFailure, with a sentence in cudasim_fault()): a barrier that not all threads of the block reach; different
  * barriers at once; a shuffle, or a product on tensor cores, whose lanes are not all there, or that reads a lane outside of its mask; launches
- * beyond the limits of the hardware; work for a device that is not current; allocations and waits while a graph is captured. Errors stick, as
- * on a device, until cudasim_reset().
+ * beyond the limits of the hardware; work for a device that is not current; allocations and waits while a graph is captured; memory of the pool that
+ * is given back on another stream than it was taken on while what some stream has enqueued is not before that. Errors stick, as on a device, until
+ * cudasim_reset().
  * What shows in the numbers: a missing barrier (threads run in an order that the seed picks, and shared memory starts as NaN); memory that
  * nobody wrote (fresh device memory is NaN). What ASan and UBSan end the program for: bounds of device memory and of shared arrays,
  * misaligned vector accesses, device memory freed too early, memory of another device than the one that computes.
@@ -38,18 +39,24 @@ void cudasim_seed(uint64_t seed);
 const char *cudasim_fault(void);
 /* Forgets an error. */
 void cudasim_reset(void);
-/* The n-th allocation of device memory from now on fails; 0: none. */
+/* The n-th allocation of device memory from now on fails, and so does the same one when it is tried again at once; 0: none. */
 void cudasim_fail_allocation(int n);
 /* The next n graphs cannot be instantiated. */
 void cudasim_fail_graphs(int n);
 /* How many devices there are said to be; 1 at first. */
 void cudasim_devices(int count);
+/* Whether devices have memory pools, as they do at first; for backends that are opened later. */
+void cudasim_pools(int are_there);
 
 /* Sees the key of every convolution and attention that dnn.h is asked for from now on; NULL: nobody does. */
 void cudasim_watch_dnn(void (*see)(const struct gpu_key *k));
 
 struct cudasim_count {
   long launches, allocations, live; /* live: device and pinned allocations that are not freed */
+  long stops;     /* calls that wait for all of a device: cudaMalloc, cudaFree and those of pinned memory */
+  long waits;     /* of the host for a stream */
+  long pageable;  /* copies from or to host memory that is not pinned, which may wait too; 0 on a card */
+  long reserved;  /* bytes that the pool holds, used or not; 0 on a card */
   long graphs, replays, live_graphs; /* graphs: instantiated */
 };
 struct cudasim_count cudasim_counts(void);

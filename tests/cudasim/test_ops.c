@@ -121,7 +121,7 @@ static struct measure measure_against_ref(const struct problem *p, const struct 
 /* What an op that computes may always be off by: the last bit of fp32. */
 static double last_bit(const struct op_case *c)
 {
-  return c->op <= OP_ACT || c->op == OP_TIMESTEP || c->op == OP_SAMPLER ? 0x1p-23 : 0;
+  return c->op <= OP_ACT || c->op == OP_TIMESTEP || c->op == OP_SAMPLER || c->op == OP_BLEND ? 0x1p-23 : 0;
 }
 
 /* Fills why and returns 0 when anything about the case is wrong. */

@@ -228,6 +228,45 @@ static void test_graph(void **state)
   cudaFree(h);
 }
 
+/* Memory of the pool that goes back on another stream: fine behind an event or a wait of the host, a fault while a stream may still use it; at
+ * once on its own stream. A capture that another stream waits for is a fault. */
+static void test_pool(void **state)
+{
+  cudaStream_t user;
+  cudaStream_t other;
+  cudaEvent_t event;
+  void *p[4];
+
+  (void)state;
+  assert_int_equal(cudaStreamCreateWithFlags(&user, 0) || cudaStreamCreateWithFlags(&other, 0) || cudaEventCreateWithFlags(&event, 0), 0);
+  for (int i = 0; i < 4; i++)
+    assert_int_equal(cudaMallocAsync(&p[i], 64, stream), 0);
+  assert_int_equal(cudaMemsetAsync(p[0], 1, 64, user), 0);
+  assert_int_equal(cudaFreeAsync(p[3], stream), 0);
+  assert_int_equal(cudaEventRecord(event, user) || cudaStreamWaitEvent(other, event, 0), 0);
+  assert_int_equal(cudaFreeAsync(p[0], other), 0);
+  assert_string_equal(cudasim_fault(), "");
+  assert_int_equal(cudaMemsetAsync(p[1], 1, 64, user) || cudaStreamSynchronize(user), 0);
+  assert_int_equal(cudaFreeAsync(p[1], other), 0);
+  assert_string_equal(cudasim_fault(), "");
+  assert_int_equal(cudaMemsetAsync(p[2], 1, 64, user), 0); /* after the event */
+  (void)cudaFreeAsync(p[2], other);
+  assert_non_null(strstr(cudasim_fault(), "may still use it"));
+  cudasim_reset();
+  assert_int_equal(cudaStreamBeginCapture(user, cudaStreamCaptureModeThreadLocal), 0);
+  assert_int_not_equal(cudaEventRecord(event, user), 0);
+  {
+    cudaGraph_t g;
+
+    assert_int_equal(cudaStreamEndCapture(user, &g), 0);
+    cudaGraphDestroy(g);
+  }
+  cudasim_reset();
+  cudaEventDestroy(event);
+  cudaStreamDestroy(user);
+  cudaStreamDestroy(other);
+}
+
 /* ---- the backend on a failing device ---- */
 
 static void test_no_device(void **state)
@@ -311,7 +350,7 @@ int main(void)
       cmocka_unit_test_setup_teardown(test_races, setup, teardown),    cmocka_unit_test_setup_teardown(test_bounds, setup, teardown),
       cmocka_unit_test_setup_teardown(test_reach, setup, teardown),
       cmocka_unit_test_setup_teardown(test_limits, setup, teardown),   cmocka_unit_test_setup_teardown(test_graph, setup, teardown),
-      cmocka_unit_test_setup_teardown(test_products, setup, teardown),
+      cmocka_unit_test_setup_teardown(test_products, setup, teardown), cmocka_unit_test_setup_teardown(test_pool, setup, teardown),
       cmocka_unit_test(test_no_device),                                cmocka_unit_test(test_out_of_memory),
       cmocka_unit_test_setup_teardown(test_sticky, setup, teardown),
   };

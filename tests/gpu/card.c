@@ -11,6 +11,9 @@ cudaError_t __real_cudaMalloc(void **p, size_t bytes);
 cudaError_t __real_cudaFree(void *p);
 cudaError_t __real_cudaMallocHost(void **p, size_t bytes);
 cudaError_t __real_cudaFreeHost(void *p);
+cudaError_t __real_cudaMallocAsync(void **p, size_t bytes, cudaStream_t s);
+cudaError_t __real_cudaFreeAsync(void *p, cudaStream_t s);
+cudaError_t __real_cudaStreamSynchronize(cudaStream_t s);
 cudaError_t __real_cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags);
 cudaError_t __real_cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s);
 cudaError_t __real_cudaGraphExecDestroy(cudaGraphExec_t exec);
@@ -18,12 +21,16 @@ cudaError_t __wrap_cudaMalloc(void **p, size_t bytes);
 cudaError_t __wrap_cudaFree(void *p);
 cudaError_t __wrap_cudaMallocHost(void **p, size_t bytes);
 cudaError_t __wrap_cudaFreeHost(void *p);
+cudaError_t __wrap_cudaMallocAsync(void **p, size_t bytes, cudaStream_t s);
+cudaError_t __wrap_cudaFreeAsync(void *p, cudaStream_t s);
+cudaError_t __wrap_cudaStreamSynchronize(cudaStream_t s);
 cudaError_t __wrap_cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags);
 cudaError_t __wrap_cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s);
 cudaError_t __wrap_cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 static struct cudasim_count count;
 static int fail_in, fail_graphs;
+static size_t refused; /* bytes of the allocation that failed last */
 
 int cudasim_is_card(void)
 {
@@ -57,6 +64,11 @@ void cudasim_fail_graphs(int n)
   fail_graphs = n;
 }
 
+void cudasim_pools(int are_there)
+{
+  (void)are_there;
+}
+
 struct cudasim_count cudasim_counts(void)
 {
   return count;
@@ -69,8 +81,35 @@ static cudaError_t counted(cudaError_t e)
   return e;
 }
 
+cudaError_t __wrap_cudaMallocAsync(void **p, size_t bytes, cudaStream_t s)
+{
+  int again = refused && refused == bytes;
+
+  refused = 0;
+  if (again)
+    return cudaErrorMemoryAllocation;
+  if (fail_in > 0 && --fail_in == 0) {
+    refused = bytes;
+    return cudaErrorMemoryAllocation;
+  }
+  return counted(__real_cudaMallocAsync(p, bytes, s));
+}
+
+cudaError_t __wrap_cudaFreeAsync(void *p, cudaStream_t s)
+{
+  count.live -= p != NULL;
+  return __real_cudaFreeAsync(p, s);
+}
+
+cudaError_t __wrap_cudaStreamSynchronize(cudaStream_t s)
+{
+  count.waits++;
+  return __real_cudaStreamSynchronize(s);
+}
+
 cudaError_t __wrap_cudaMalloc(void **p, size_t bytes)
 {
+  count.stops++;
   if (fail_in > 0 && --fail_in == 0)
     return cudaErrorMemoryAllocation;
   return counted(__real_cudaMalloc(p, bytes));
@@ -78,6 +117,7 @@ cudaError_t __wrap_cudaMalloc(void **p, size_t bytes)
 
 cudaError_t __wrap_cudaMallocHost(void **p, size_t bytes)
 {
+  count.stops++;
   if (fail_in > 0 && --fail_in == 0)
     return cudaErrorMemoryAllocation;
   return counted(__real_cudaMallocHost(p, bytes));
@@ -85,12 +125,14 @@ cudaError_t __wrap_cudaMallocHost(void **p, size_t bytes)
 
 cudaError_t __wrap_cudaFree(void *p)
 {
+  count.stops += p != NULL;
   count.live -= p != NULL;
   return __real_cudaFree(p);
 }
 
 cudaError_t __wrap_cudaFreeHost(void *p)
 {
+  count.stops += p != NULL;
   count.live -= p != NULL;
   return p ? __real_cudaFreeHost(p) : cudaSuccess;
 }

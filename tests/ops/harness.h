@@ -29,7 +29,7 @@
 
 enum op_id {
   OP_CONV2D, OP_LINEAR, OP_LOWRANK, OP_GROUPNORM, OP_LAYERNORM, OP_ATTENTION, OP_GEGLU, OP_ACT, OP_ADD, OP_CONCAT, OP_UPSAMPLE,
-  OP_TIMESTEP, OP_EMBED, OP_GATHER, OP_SAMPLER, OP_RGB8, OP_NONFINITE
+  OP_TIMESTEP, OP_EMBED, OP_GATHER, OP_SAMPLER, OP_RGB8, OP_NONFINITE, OP_BLEND, OP_RANDN
 };
 
 enum {
@@ -73,9 +73,9 @@ extern const int op_case_count;
 
 /* ---- problem.c ---- */
 
-enum slot { Y, X, A, V, OLD, SLOTS }; /* A: residual, temb, second input, keys, model; V: values, noise */
+enum slot { Y, X, A, V, OLD, SLOTS }; /* X: blend's mask; A: residual, temb, second input, keys, model; V: values, noise; OLD: randn's state */
 enum role { ABSENT, IN, OUT, INOUT };
-enum elem { ELEM_ACT, ELEM_F32, ELEM_U8 };
+enum elem { ELEM_ACT, ELEM_F32, ELEM_U8, ELEM_I32 };
 
 struct operand {
   enum role role;
@@ -97,6 +97,7 @@ struct problem {
   int32_t *ids;
   int *src;
   struct step_coef *coef;
+  struct blend_coef *blend;
   struct lowrank_desc factors[2];
   int *row;                /* lowrank: index into factors for each picture, or -1 */
 };
@@ -157,7 +158,7 @@ void alloc_fail(long n);  /* the program's own n-th allocation from now on, of a
 
 /* ---- naive.c ---- */
 
-/* Allocates out[0] (and out[1] for sampler_step); the caller frees both. */
+/* Allocates out[0] (and out[1] for sampler_step and randn); the caller frees both. */
 void naive_solve(const struct problem *p, double *out[2]);
 
 /* ---- planted.c ---- */

@@ -191,11 +191,16 @@ static double element(const struct problem *p, int64_t b, int64_t h, int64_t w, 
     return (double)p->scale[b] * at(&p->op[X], p->src[b], h, w, c);
   case OP_RGB8:
     return rgb8(at(&p->op[X], b, h, w, c));
+  case OP_BLEND:
+    if (at(&p->op[X], b, h, w, 0) != 0)
+      return at(&p->op[Y], b, h, w, c);
+    return (double)p->blend[b].a * at(&p->op[A], b, h, w, c) + (p->blend[b].b != 0 ? (double)p->blend[b].b * at(&p->op[V], b, h, w, c) : 0);
   case OP_GROUPNORM:
   case OP_LAYERNORM:
   case OP_ATTENTION:
   case OP_SAMPLER:
   case OP_NONFINITE:
+  case OP_RANDN:
     break; /* functions of their own */
   }
   return NAN;
@@ -219,13 +224,69 @@ static void sampler(const struct problem *p, double *x_new, double *x0_new)
     }
 }
 
+/* ---- random numbers: sixteen and more ---- */
+
+static uint32_t next_word(uint32_t *s)
+{
+  uint32_t y;
+
+  if (s[624] == 624) {
+    for (int i = 0; i < 624; i++) {
+      y = (s[i] & 0x80000000u) | (s[(i + 1) % 624] & 0x7fffffffu);
+      s[i] = s[(i + 397) % 624] ^ y >> 1 ^ (y % 2 ? 0x9908b0dfu : 0);
+    }
+    s[624] = 0;
+  }
+  y = s[s[624]++];
+  y ^= y >> 11;
+  y ^= y << 7 & 0x9d2c5680u;
+  y ^= y << 15 & 0xefc60000u;
+  return y ^ y >> 18;
+}
+
+/* Box and Muller's transform of sixteen uniforms, halves against each other; v in the order of torch. */
+static void sixteen(double *v)
+{
+  for (int j = 0; j < 8; j++) {
+    double r = sqrt(-2 * log1p(-v[j])), a = 2 * acos(-1) * v[j + 8];
+
+    v[j] = r * cos(a);
+    v[j + 8] = r * sin(a);
+  }
+}
+
+static void randn(const struct problem *p, double *out, double *moved)
+{
+  int64_t C = p->c->C, HW = (int64_t)p->c->H * p->c->W, n = HW * C, at = n - 16;
+  double *v = calloc((size_t)n, sizeof *v);
+  uint32_t s[NORMAL_WORDS];
+
+  for (int64_t b = 0; b < p->B && n >= 16; b++) {
+    for (int i = 0; i < NORMAL_WORDS; i++)
+      s[i] = (uint32_t)p->op[OLD].data[b * NORMAL_WORDS + i];
+    for (int64_t i = 0; i < n; i++)
+      v[i] = next_word(s) % (1 << 24) * 0x1p-24;
+    for (int64_t i = 0; i + 16 <= n; i += 16)
+      sixteen(v + i);
+    for (int64_t i = at; n % 16 && i < n; i++)
+      v[i] = next_word(s) % (1 << 24) * 0x1p-24;
+    if (n % 16)
+      sixteen(v + at);
+    for (int64_t i = 0; i < n; i++)
+      out[b * n + i % HW * C + i / HW] = (double)p->c->arg * v[i];
+    for (int i = 0; i < NORMAL_WORDS; i++)
+      moved[b * NORMAL_WORDS + i] = (double)(float)(int32_t)s[i];
+  }
+  free(v);
+}
+
 void naive_solve(const struct problem *p, double *out[2])
 {
   const struct operand *y = &p->op[Y];
   int64_t n = operand_count(y), i = 0;
 
   out[0] = calloc(n ? (size_t)n : 1, sizeof(double));
-  out[1] = p->c->op == OP_SAMPLER ? calloc((size_t)n, sizeof(double)) : NULL;
+  out[1] = p->c->op == OP_SAMPLER || p->c->op == OP_RANDN ? calloc((size_t)operand_count(&p->op[OLD]), sizeof(double)) : NULL;
   switch (p->c->op) {
   case OP_GROUPNORM:
   case OP_LAYERNORM:
@@ -236,6 +297,9 @@ void naive_solve(const struct problem *p, double *out[2])
     return;
   case OP_SAMPLER:
     sampler(p, out[0], out[1]);
+    return;
+  case OP_RANDN:
+    randn(p, out[0], out[1]);
     return;
   case OP_NONFINITE:
     for (i = 0; i < operand_count(&p->op[X]); i++)

@@ -394,6 +394,68 @@ static int sampler_exchanged(struct be *be, struct tensor x, struct tensor x0_ol
   return r;
 }
 
+static int blend_exchanged(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c,
+                           struct err *e)
+{
+  return real->blend(be, x, mask, b, a, c, e);
+}
+
+static int blend_everywhere(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c,
+                            struct err *e)
+{
+  struct tensor none = mask;
+  int r;
+
+  none.p = calloc(1, tensor_bytes(mask));
+  if (!none.p)
+    return err_set(e, E_NOMEM, "out of memory");
+  r = real->blend(be, x, none, a, b, c, e);
+  if (!r)
+    r = real->sync(be, e);
+  free(none.p);
+  return r;
+}
+
+/* Every picture is noised as far as the first. */
+static int blend_first_coef(struct be *be, struct tensor x, struct tensor mask, struct tensor a, struct tensor b, const struct blend_coef *c,
+                            struct err *e)
+{
+  int r = 0;
+
+  for (int64_t i = 0; i < x.d[0] && !r; i++)
+    r = real->blend(be, tensor_batch(x, i, 1), tensor_batch(mask, i, 1), tensor_batch(a, i, 1), tensor_batch(b, i, 1), c, e);
+  return r;
+}
+
+/* The next noise is this one again. */
+static int randn_stands_still(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e)
+{
+  struct tensor copy = state;
+  int r;
+
+  copy.p = malloc(tensor_bytes(state));
+  if (!copy.p)
+    return err_set(e, E_NOMEM, "out of memory");
+  memcpy(copy.p, state.p, tensor_bytes(state));
+  r = real->randn(be, y, copy, scale, e);
+  if (!r)
+    r = real->sync(be, e);
+  free(copy.p);
+  return r;
+}
+
+static int randn_unscaled(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e)
+{
+  (void)scale;
+  return real->randn(be, y, state, 1, e);
+}
+
+/* Numbers in torch's order of channels. */
+static int randn_planar(struct be *be, struct tensor y, struct tensor state, float scale, struct err *e)
+{
+  return real->randn(be, tensor_view(y, y.d[0], 1, y.d[1] * y.d[2] * y.d[3], 1), state, scale, e);
+}
+
 const struct bug bugs[] = {
     {.name = "the bias is dropped", .case_name = "conv 3x3 320>320 8x8",
      .wrong.weight_load = load_without_bias},
@@ -477,6 +539,18 @@ const struct bug bugs[] = {
      .wrong.gather_scale = gather_in_order},
     {.name = "guidance the wrong way round", .case_name = "sampler_step B=3",
      .wrong.sampler_step = sampler_exchanged},
+    {.name = "a mask blends the other way round", .case_name = "blend B=3",
+     .wrong.blend = blend_exchanged},
+    {.name = "the mask is not looked at", .case_name = "blend B=3",
+     .wrong.blend = blend_everywhere},
+    {.name = "all pictures are blended as the first", .case_name = "blend B=3",
+     .wrong.blend = blend_first_coef},
+    {.name = "the generator does not move on", .case_name = "randn B=3",
+     .wrong.randn = randn_stands_still},
+    {.name = "the noise is not scaled", .case_name = "randn 7x5",
+     .wrong.randn = randn_unscaled},
+    {.name = "noise in the order of planes", .case_name = "randn B=3",
+     .wrong.randn = randn_planar},
 };
 const int bug_count = sizeof bugs / sizeof *bugs;
 
@@ -500,6 +574,8 @@ const struct be_ops *bug_plant(const struct bug *b, const struct be_ops *inner)
   TAKE(timestep_embed);
   TAKE(gather_scale);
   TAKE(sampler_step);
+  TAKE(blend);
+  TAKE(randn);
 #undef TAKE
   return &planted;
 }

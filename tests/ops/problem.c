@@ -120,6 +120,17 @@ static void lay_out(struct problem *p)
       set(p, V, IN, ELEM_F32, B, H, W, C);
     set(p, OLD, INOUT, ELEM_F32, B, H, W, C);
     break;
+  case OP_BLEND:
+    set(p, X, IN, ELEM_U8, B, H, W, 1);
+    set(p, Y, INOUT, ELEM_F32, B, H, W, C);
+    set(p, A, IN, ELEM_F32, B, H, W, C);
+    set(p, V, IN, ELEM_F32, B, H, W, C);
+    break;
+  case OP_RANDN:
+    p->op[X].role = ABSENT;
+    set(p, Y, OUT, ELEM_F32, B, H, W, C);
+    set(p, OLD, INOUT, ELEM_I32, B, 1, 1, NORMAL_WORDS);
+    break;
   case OP_RGB8:
     p->op[Y].elem = ELEM_U8;
     break;
@@ -220,6 +231,15 @@ static void draw_parameters(struct problem *p, struct dice *d, int round_bf16)
   }
 }
 
+/* A generator somewhere in its words, which are whole in fp32; nothing is kept, or 0. */
+static void draw_state(float *state, int64_t b, struct dice *d)
+{
+  for (int i = 0; i < NORMAL_WORDS; i++)
+    state[i] = i < NORMAL_N ? (float)(roll(d) & 0xffffff) : 0;
+  state[NORMAL_N] = (float)(NORMAL_N - 37 * b);
+  state[NORMAL_N + 1] = (float)(b % 2);
+}
+
 /* The numbers of every operand's rows of pictures from first on. */
 static void draw_rows(struct problem *p, int64_t first, struct dice *d, int round_bf16)
 {
@@ -233,7 +253,9 @@ static void draw_rows(struct problem *p, int64_t first, struct dice *d, int roun
     if (!o->data)
       continue;
     for (int64_t i = from; i < n; i++)
-      o->data[i] = round_if((float)((double)c->offset + gain * normal(d)), round_bf16 && o->elem == ELEM_ACT);
+      o->data[i] = o->elem == ELEM_U8 ? (float)(roll(d) % 3) : round_if((float)((double)c->offset + gain * normal(d)), round_bf16 && o->elem == ELEM_ACT);
+    for (int64_t b = first; o->elem == ELEM_I32 && b < p->B; b++)
+      draw_state(o->data + b * NORMAL_WORDS, b, d);
   }
   for (int64_t b = first; b < p->B; b++) {
     p->t[b] = b == 0 ? 999.0f : (float)(uniform(d) * 999.0);
@@ -247,7 +269,7 @@ static void draw_rows(struct problem *p, int64_t first, struct dice *d, int roun
 static void spoil(struct problem *p)
 {
   const struct op_case *c = p->c;
-  enum slot at = c->op == OP_SAMPLER || problem_alias(c) == X ? Y : X;
+  enum slot at = c->op == OP_SAMPLER || c->op == OP_BLEND || problem_alias(c) == X ? Y : X;
   int64_t n = operand_count(&p->op[at]), each = n / p->B;
 
   if (c->flags & F_NAN) {
@@ -260,6 +282,9 @@ static void spoil(struct problem *p)
   for (int64_t b = 0; c->op == OP_SAMPLER && b < p->B; b++)
     for (int64_t i = b * each; i < (b + 1) * each && p->coef[b].c_old == 0; i++)
       p->op[OLD].data[i] = NAN; /* the first step: there is no x0 yet */
+  for (int64_t b = 0; c->op == OP_BLEND && b < p->B; b++)
+    for (int64_t i = b * each; i < (b + 1) * each && p->blend[b].b == 0; i++)
+      p->op[V].data[i] = NAN;
 }
 
 static void make_host_arrays(struct problem *p)
@@ -273,6 +298,7 @@ static void make_host_arrays(struct problem *p)
   p->scale = must_alloc(B, sizeof *p->scale);
   p->src = must_alloc(B, sizeof *p->src);
   p->coef = must_alloc(B, sizeof *p->coef);
+  p->blend = must_alloc(B, sizeof *p->blend);
   p->row = must_alloc(B, sizeof *p->row);
   p->ids = must_alloc(B * (size_t)c->W, sizeof *p->ids);
   for (int64_t b = 0; b < p->B; b++) {
@@ -283,6 +309,7 @@ static void make_host_arrays(struct problem *p)
     assert(p->keys[b] >= 0);
     p->src[b] = (int)((p->B - 1 - b) / 2);
     p->row[b] = !(c->flags & F_MIXED) || b % 3 == 0 ? 0 : b % 3 == 1 ? -1 : 1;
+    p->blend[b] = (struct blend_coef){guided ? 0.7f : 1, guided ? 0.4f : 0};
     p->coef[b] = (struct step_coef){.guidance = 7.5f, .row_cond = (int)(2 * b), .row_uncond = (int)(2 * b + guided),
                                     .x0_x = 1.25f, .x0_e = -0.75f, .c_x = 0.7f, .c_x0 = 0.4f, .c_old = guided ? -0.2f : 0.0f,
                                     .c_noise = guided && !(c->flags & F_NO_NOISE) ? 0.3f : 0.0f};
@@ -349,6 +376,7 @@ void problem_close(struct problem *p)
   free(p->src);
   free(p->row);
   free(p->coef);
+  free(p->blend);
   *p = (struct problem){0};
 }
 
@@ -374,7 +402,7 @@ double problem_bytes(const struct problem *p, size_t act_bytes)
 
   for (int s = 0; s < SLOTS; s++) {
     const struct operand *o = &p->op[s];
-    size_t each = o->elem == ELEM_ACT ? act_bytes : o->elem == ELEM_F32 ? 4 : 1;
+    size_t each = o->elem == ELEM_ACT ? act_bytes : o->elem == ELEM_U8 ? 1 : 4;
 
     sum += (double)operand_count(o) * (double)each * (o->role == INOUT ? 2 : 1);
   }

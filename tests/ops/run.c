@@ -31,7 +31,7 @@ struct stage {
 
 static enum dtype type_of(const struct be *be, enum elem e)
 {
-  return e == ELEM_ACT ? be->act : e == ELEM_F32 ? DT_F32 : DT_U8;
+  return e == ELEM_ACT ? be->act : e == ELEM_F32 ? DT_F32 : e == ELEM_I32 ? DT_I32 : DT_U8;
 }
 
 static struct tensor block_tensor(const struct stage *s, int i)
@@ -156,6 +156,10 @@ static int call(struct stage *s, struct err *e)
     return o->gather_scale(be, y, x, p->src, p->scale, e);
   case OP_SAMPLER:
     return o->sampler_step(be, y, s->t[OLD], a, s->t[V], p->coef, e);
+  case OP_BLEND:
+    return o->blend(be, y, x, a, s->t[V], p->blend, e);
+  case OP_RANDN:
+    return o->randn(be, y, s->t[OLD], c->arg, e);
   case OP_RGB8:
     return o->to_rgb8(be, y, x, e);
   case OP_NONFINITE:
