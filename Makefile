@@ -119,7 +119,8 @@ build/fuzz/%: tests/fuzz/%.c $(wildcard base/*.[ch] models/*.[ch] proto/*.[ch] s
 SIM       := build/cudasim
 SIM_FLAGS := -O1 -g -D_GNU_SOURCE -Itests/cudasim/include -I. -fsanitize=address,undefined -fno-sanitize-recover=all \
              -fno-omit-frame-pointer -fno-strict-aliasing -Wall -Wextra -Wvla -Wshadow -Werror
-SIM_C     := $(wildcard kernels/cuda/*.c tests/cudasim/*.c) $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) tests/golden/make_adapter.c
+SIM_C     := $(wildcard kernels/cuda/*.c tests/cudasim/*.c) $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) tests/golden/make_adapter.c \
+             tests/golden/tiny.c tests/golden/write_ckpt.c
 SIM_OBJ   := $(patsubst %,$(SIM)/%.o,$(filter-out tests/cudasim/test_% kernels/cuda/vendor_%,$(SIM_C)) $(wildcard kernels/cuda/*.cu tests/cudasim/*.cu))
 SIM_BIN   := $(patsubst %.c,$(SIM)/%,$(wildcard tests/cudasim/test_*.c)) $(SIM)/tests/gpu/bench
 
@@ -199,10 +200,10 @@ CARD_LINK  = -fopenmp $(CARRIED) -L$(CUDA_LIB) -L$(CUDNN)/lib64 -L$(CUDNN)/lib -
              -lcudart_static -lcublasLt -lcudnn -lcmocka -lstdc++ -lm -lrt -ldl -lpthread
 CARD_OPS  := $(patsubst %,$(CARD)/%.o,tests/cudasim/test_ops.c tests/gpu/card.c $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) \
                $(wildcard kernels/ref*.c) kernels/normal.c)
-CARD_REST := $(patsubst %,$(CARD)/%.o,tests/gpu/card.c tests/golden/make_adapter.c)
+CARD_REST := $(patsubst %,$(CARD)/%.o,tests/gpu/card.c tests/golden/make_adapter.c tests/golden/tiny.c tests/golden/write_ckpt.c)
 
 gpu-ops: $(CARD)/test_ops ## build the op tests for the card of this machine (ARCHS=, CUDA=, CUDNN=)
-gpu-programs: $(CARD)/test_model $(CARD)/test_pass $(CARD)/bench $(BUILD)/safelight-cuda.so ## build the rest for the card of this machine
+gpu-programs: $(CARD)/test_model $(CARD)/test_pass $(CARD)/test_draws $(CARD)/bench $(BUILD)/safelight-cuda.so ## build the rest for the card of this machine
 gpu-check: ## everything that a card can show, in one command and under ten minutes: tests/gpu/README.md
 	@tests/gpu/check
 
@@ -216,7 +217,8 @@ $(CARD)/test_ops: $(CARD_OPS) $(GPU_CU) $(GPU_C)
 $(CARD)/bench: $(CARD)/tests/gpu/bench.c.o
 $(CARD)/test_model: $(CARD)/tests/cudasim/test_model.c.o
 $(CARD)/test_pass: $(CARD)/tests/cudasim/test_pass.c.o
-$(CARD)/bench $(CARD)/test_model $(CARD)/test_pass: $(CARD_REST) $(GPU_CU) $(GPU_C) $(BUILD)/libsafelight.a
+$(CARD)/test_draws: $(CARD)/tests/cudasim/test_draws.c.o
+$(CARD)/bench $(CARD)/test_model $(CARD)/test_pass $(CARD)/test_draws: $(CARD_REST) $(GPU_CU) $(GPU_C) $(BUILD)/libsafelight.a
 	$(CC) -o $@ $(filter %.o,$^) $(BUILD)/libsafelight.a $(CARD_WRAP) -ljansson -lutf8proc -lsodium $(CARD_LINK)
 
 -include $(shell find $(BUILD) $(SIM) $(GPU) $(CARD) -name '*.d' 2>/dev/null)

@@ -2,7 +2,8 @@
  * draw.h - what a picture on its way is made of; shared by the files that move it: pipeline.c (prepare, start, close), first.c (the picture
  * that it starts from), step.c (steps), picture.c (pixels), batch.c (many at once). Nobody else includes it.
  *
- * Invariants: a draw holds all its device memory from draw_start on, and no later call allocates. Rows of the UNet are in the order
+ * Invariants: a draw holds all its device memory from draw_start on, and no later call allocates. A step transfers nothing and waits for nothing:
+ * what another lane reads afterwards is behind a mark. Rows of the UNet are in the order
  * (negative, prompt), or only (prompt) without guidance. Threads: one at a time, with one exception: draw_preview reads `snapshot` and what
  * never changes after draw_start, and may run beside steps.
  */
@@ -14,10 +15,8 @@
 
 enum { SIDE_PROMPT, SIDE_NEGATIVE, SIDES };
 
-/* The picture that another one starts from, in host memory, one allocation. Latents are in our order (h, w, c). */
+/* The picture that another one starts from, in host memory, one allocation. */
 struct first {
-  float *clean;                         /* its latent, scaled as the UNet sees it; from draw_start on */
-  float *noise;                         /* of N(0, 1): what it was noised with */
   uint8_t *rgb;                         /* (height, width, 3) */
   uint8_t *mask;                        /* (height, width), 255: draw anew; NULL: everywhere */
 };
@@ -28,7 +27,7 @@ struct draw {
   struct draw_params p;                 /* texts and pictures of the caller are not kept */
   struct sampler_plan plan;
   struct prompt_tokens tokens[SIDES];   /* [SIDE_NEGATIVE] unused without guidance */
-  struct rng rng;
+  struct rng rng;                       /* of draw_start; what comes later is drawn on the device, from `random` on */
   int rows;                             /* of the UNet: 1 or 2 */
   int step;                             /* done */
   int is_cut;                           /* it ends before its last step, as x0_old */
@@ -36,29 +35,27 @@ struct draw {
   void *mem;                            /* device slab that everything below lives in */
   struct unet_context context[SIDES];
   struct tensor x, x0_old, noise;       /* (1, h, w, c) F32 */
+  struct tensor random;                 /* (1, 1, 1, NORMAL_WORDS) I32: the generator */
+  struct tensor pooled;                 /* (1, 1, 1, D) F32: SDXL's text embedding; p NULL elsewhere */
   struct tensor snapshot;               /* (1, h, w, c) act: what the VAE takes, of draw_snapshot */
   int has_snapshot;
+  struct mark *seen, *done;             /* behind the last snapshot; behind the last step */
   struct first *first;                  /* NULL: from noise alone */
-  float *host;                          /* two latents of scratch: torch's order and ours; never of draw_preview */
+  /* With a mask: (1, h, w, 1) U8, 0: what it keeps; the first picture's latent as the UNet sees it, and the noise of N(0, 1) that it was noised
+   * with, as x. */
+  struct tensor anew, clean, added;
 };
 
 /* first.c */
 
 /* Copies the caller's picture and mask and says in *skip how many of p->steps are left out. E_ARG: "image", "mask", "strength". */
 MUST_CHECK int first_prepare(struct draw *d, const struct draw_params *p, int *skip, struct err *e);
-/* Encodes the picture on a lane of draw_start and fills d->x with its noised latent. */
+/* Encodes the picture on a lane of draw_start and fills d->x with its noised latent, and what a mask needs. */
 MUST_CHECK int first_start(struct draw *d, struct run *run);
 /* After a step: where the mask keeps, the latent is the first picture's, noised as the next step expects. */
 MUST_CHECK int first_hold(struct draw *d, struct be *be, struct err *e);
 /* Pixels that the mask keeps, over rgb. */
 void first_paste(const struct draw *d, uint8_t *rgb);
-
-/* pipeline.c: normals as torch draws them for (C, h, w), into our order (h, w, C), h*w*C floats; uses d->host, so that `ours` is not its first
- * half. */
-void draw_normals(struct draw *d, float *ours);
-
-/* Normals in torch's order (C, h, w), times scale, into a latent (h, w, C). */
-MUST_CHECK int draw_upload_noise(struct draw *d, struct be *be, struct tensor to, float scale, struct err *e);
 
 /* One UNet pass on the lane for n draws of one size with rows in all <= RUN_MAX_ROWS, and each one's update. err: n entries with code 0; a draw
  * whose entry has a code afterwards has failed and the others have not. Returns 0, or the code of the pass when that failed: then every entry has

@@ -5,7 +5,7 @@
  * numbers included: the generator draws the sample of the encoder's distribution, then the noise, and with a mask once more for the masked
  * picture, which such a UNet does not look at. Meng et al., "SDEdit", 2022; Lugmayr et al., "RePaint", 2022, 4.1 (without resampling).
  *
- * Invariants: clean and noise never change after draw_start, rgb and mask never after draw_prepare. Called by pipeline.c, step.c, picture.c.
+ * Invariants: nothing of the first picture changes after draw_start. Called by pipeline.c, step.c, picture.c.
  * Threads: as the callers.
  */
 #include <math.h>
@@ -37,7 +37,7 @@ MUST_CHECK static int count_steps(const struct draw_params *p, int *skip, struct
 
 int first_prepare(struct draw *d, const struct draw_params *p, int *skip, struct err *e)
 {
-  size_t latent = (size_t)(d->h * d->w * d->c), pixels = (size_t)p->width * (size_t)p->height;
+  size_t pixels = (size_t)p->width * (size_t)p->height;
   struct first *f;
   int r;
 
@@ -48,13 +48,11 @@ int first_prepare(struct draw *d, const struct draw_params *p, int *skip, struct
   r = count_steps(p, skip, e);
   if (r)
     return r;
-  f = malloc(sizeof *f + 2 * latent * sizeof(float) + pixels * (p->mask ? 4 : 3));
+  f = malloc(sizeof *f + pixels * (p->mask ? 4 : 3));
   if (!f)
     return err_set(e, E_NOMEM, "out of memory for the first picture");
   d->first = f;
-  f->clean = (float *)(void *)(f + 1);
-  f->noise = f->clean + latent;
-  f->rgb = (uint8_t *)(f->noise + latent);
+  f->rgb = (uint8_t *)(f + 1);
   f->mask = p->mask ? f->rgb + 3 * pixels : NULL;
   memcpy(f->rgb, p->init_rgb, 3 * pixels);
   if (f->mask)
@@ -90,11 +88,10 @@ MUST_CHECK static int encode(struct draw *d, struct run *run, float *rgb, float 
   return r;
 }
 
-/* f->clean = scaling_factor * (mean + std * normal), the normals in f->clean. */
-static void sample(const struct draw *d, const float *moments)
+/* clean = scaling_factor * (mean + std * normal), the normals in clean. */
+static void sample(const struct draw *d, const float *moments, float *clean)
 {
   double factor = vae_config(d->m->vae)->scaling_factor;
-  float *clean = d->first->clean;
 
   for (int64_t i = 0; i < d->h * d->w; i++)
     for (int64_t c = 0; c < d->c; c++) {
@@ -105,39 +102,63 @@ static void sample(const struct draw *d, const float *moments)
     }
 }
 
-/* The clean latent noised as far as the sampler's step expects; after the last step it is clean. */
-static float held(const struct draw *d, int step, int64_t i)
+/* How the clean latent is noised as far as the sampler's next step expects; after the last step it is clean. */
+static struct blend_coef held(const struct draw *d)
 {
-  const struct first *f = d->first;
+  if (d->step >= d->plan.n)
+    return (struct blend_coef){1, 0};
+  return (struct blend_coef){d->plan.step[d->step].hold_x, d->plan.step[d->step].hold_noise};
+}
 
-  if (step >= d->plan.n)
-    return f->clean[i];
-  return d->plan.step[step].hold_x * f->clean[i] + d->plan.step[step].hold_noise * f->noise[i];
+/* diffusers shrinks the mask to latents by taking the first pixel of each square. */
+static uint8_t is_anew(const struct draw *d, int64_t y, int64_t x)
+{
+  int64_t k = d->m->info.vae_factor;
+
+  return d->first->mask[y * k * d->p.width + x * k] >= ANEW;
+}
+
+/* What first_hold reads. anew: h*w bytes of working memory. */
+MUST_CHECK static int upload_held(struct draw *d, struct be *be, const float *clean, const float *noise, uint8_t *anew, struct err *e)
+{
+  int r;
+
+  for (int64_t i = 0; i < d->h * d->w; i++)
+    anew[i] = is_anew(d, i / d->w, i % d->w);
+  r = be->ops->upload(be, d->anew, anew, DT_U8, e);
+  if (!r)
+    r = be->ops->upload(be, d->clean, clean, DT_F32, e);
+  return r ? r : be->ops->upload(be, d->added, noise, DT_F32, e);
 }
 
 int first_start(struct draw *d, struct run *run)
 {
-  struct first *f = d->first;
-  size_t latent = (size_t)(d->h * d->w * d->c), rgb = (size_t)d->p.width * (size_t)d->p.height * 3;
-  float *work = malloc((rgb + 2 * latent) * sizeof *work);
-  int is_noise_alone = f->mask && d->p.strength >= 1;
+  size_t pixels = (size_t)(d->h * d->w), C = (size_t)d->c, latent = pixels * C, rgb = (size_t)d->p.width * (size_t)d->p.height * 3;
+  float *work = malloc((rgb + 5 * latent) * sizeof *work), *moments, *clean, *noise;
+  int has_mask = d->first->mask != NULL, is_noise_alone = has_mask && d->p.strength >= 1;
+  struct blend_coef k = held(d);
   int r;
 
   if (!work)
     return err_set(run->e, E_NOMEM, "out of memory for the first picture");
-  r = encode(d, run, work, work + rgb);
+  moments = work + rgb; /* (h, w, 2C) */
+  clean = moments + 2 * latent;
+  noise = clean + latent;
+  r = encode(d, run, work, moments);
   if (r)
     goto out;
-  draw_normals(d, f->clean);
-  sample(d, work + rgb);
-  draw_normals(d, f->noise);
+  normal_fill_pixels(&d->rng.state, clean, pixels, C, 1, noise + latent);
+  sample(d, moments, clean);
+  normal_fill_pixels(&d->rng.state, noise, pixels, C, 1, noise + latent);
   for (size_t i = 0; i < latent; i++)
-    work[i] = is_noise_alone ? d->plan.init_scale * f->noise[i] : held(d, 0, (int64_t)i);
+    work[i] = is_noise_alone ? d->plan.init_scale * noise[i] : (float)((double)k.a * (double)clean[i] + (double)k.b * (double)noise[i]);
   r = run->be->ops->upload(run->be, d->x, work, DT_F32, run->e);
+  if (!r && has_mask)
+    r = upload_held(d, run->be, clean, noise, (uint8_t *)moments, run->e);
   if (!r)
     r = run->be->ops->sync(run->be, run->e); /* before work is freed */
-  if (f->mask)
-    rng_randn(&d->rng, d->host, latent); /* the sample of the masked picture */
+  if (has_mask)
+    rng_randn(&d->rng, noise, latent); /* the sample of the masked picture */
 out:
   free(work);
   return r;
@@ -145,25 +166,11 @@ out:
 
 /* ---- while it is drawn ---- */
 
-/* diffusers shrinks the mask to latents by taking the first pixel of each square. */
-static int keeps(const struct draw *d, int64_t y, int64_t x)
-{
-  int64_t k = d->m->info.vae_factor;
-
-  return d->first->mask[y * k * d->p.width + x * k] < ANEW;
-}
-
 int first_hold(struct draw *d, struct be *be, struct err *e)
 {
-  int r = be->ops->download(be, d->host, DT_F32, d->x, e);
+  const struct blend_coef k = held(d);
 
-  if (r)
-    return r;
-  for (int64_t y = 0; y < d->h; y++)
-    for (int64_t x = 0, i = y * d->w * d->c; x < d->w; x++, i += d->c)
-      for (int64_t c = 0; keeps(d, y, x) && c < d->c; c++)
-        d->host[i + c] = held(d, d->step, i + c);
-  return be->ops->upload(be, d->x, d->host, DT_F32, e);
+  return be->ops->blend(be, d->x, d->anew, d->clean, d->added, &k, e);
 }
 
 void first_paste(const struct draw *d, uint8_t *rgb)

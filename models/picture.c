@@ -60,7 +60,9 @@ int draw_decode(struct draw *d, struct lane *l, uint8_t *rgb, struct err *e)
     return err_set(e, E_INTERNAL, "the picture is not finished");
   run_init(&run, l->be, &l->arena, d->g, e);
   z = run_alloc(&run, 1, d->h, d->w, d->c);
-  r = run.code ? run.code : check_finite(l->be, latent, "latent", e);
+  r = run.code ? run.code : l->be->ops->mark_wait(l->be, d->done, e);
+  if (!r)
+    r = check_finite(l->be, latent, "latent", e);
   if (!r)
     r = unscale(d, l->be, z, latent, e);
   if (!r)
@@ -74,7 +76,7 @@ int draw_cut(struct draw *d, struct err *e)
   if (!d->step)
     return err_set(e, E_INTERNAL, "there is nothing to see before the first step");
   d->is_cut = 1;
-  return d->m->be->ops->sync(d->m->be, e); /* another lane decodes it */
+  return d->m->be->ops->mark_set(d->m->be, d->done, e); /* another lane decodes it */
 }
 
 int draw_snapshot(struct draw *d, struct err *e)
@@ -86,7 +88,7 @@ int draw_snapshot(struct draw *d, struct err *e)
     return err_set(e, E_INTERNAL, "there is nothing to see before the first step");
   r = unscale(d, be, d->snapshot, d->x0_old, e);
   if (!r)
-    r = be->ops->sync(be, e); /* another lane reads it */
+    r = be->ops->mark_set(be, d->seen, e); /* another lane reads it */
   d->has_snapshot = !r;
   return r;
 }
@@ -101,7 +103,9 @@ int draw_preview(struct draw *d, struct lane *l, uint8_t *rgb, struct err *e)
   if (!d->has_snapshot)
     return err_set(e, E_INTERNAL, "the picture has no snapshot to look at");
   run_init(&run, l->be, &l->arena, d->g, e);
-  r = check_finite(l->be, d->snapshot, "latent", e);
+  r = l->be->ops->mark_wait(l->be, d->seen, e);
+  if (!r)
+    r = check_finite(l->be, d->snapshot, "latent", e);
   if (!r)
     r = decode(d, &run, d->snapshot, rgb);
   run_reset(&run, 0);

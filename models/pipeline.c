@@ -82,11 +82,6 @@ int draw_prepare(struct draw **out, struct model *m, const struct draw_params *p
   d->h = p->height / m->info.vae_factor;
   d->w = p->width / m->info.vae_factor;
   d->c = m->info.latent_channels;
-  d->host = malloc(2 * (size_t)(d->h * d->w * d->c) * sizeof *d->host);
-  if (!d->host) {
-    r = err_set(e, E_NOMEM, "out of memory for a picture");
-    goto out;
-  }
   r = condition_tokenize(&d->tokens[SIDE_PROMPT], m, p->prompt, p->prompt_len, "prompt", e);
   if (!r && d->rows > 1)
     r = condition_tokenize(&d->tokens[SIDE_NEGATIVE], m, p->negative ? p->negative : "", p->negative_len, "negative_prompt", e);
@@ -138,6 +133,7 @@ static struct tensor place(char *mem, size_t *top, enum dtype type, int64_t b, i
 /* Lays out the device slab; called once to size it and once to fill in the pointers. */
 static size_t lay_out(struct draw *d, char *mem)
 {
+  const struct unet_config *u = unet_config(d->m->unet);
   enum dtype act = d->m->be->act;
   size_t top = 0;
 
@@ -151,6 +147,14 @@ static size_t lay_out(struct draw *d, char *mem)
   d->x0_old = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
   d->noise = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
   d->snapshot = place(mem, &top, act, 1, d->h, d->w, d->c);
+  d->random = place(mem, &top, DT_I32, 1, 1, 1, NORMAL_WORDS);
+  if (u->add_time_dim)
+    d->pooled = place(mem, &top, DT_F32, 1, 1, 1, u->add_in_dim - 6 * u->add_time_dim);
+  if (d->first && d->first->mask) {
+    d->anew = place(mem, &top, DT_U8, 1, d->h, d->w, 1);
+    d->clean = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
+    d->added = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
+  }
   return top;
 }
 
@@ -161,25 +165,28 @@ size_t draw_bytes(const struct draw *d)
   return lay_out(&sized, NULL);
 }
 
-void draw_normals(struct draw *d, float *ours)
+/* What a draw needs beside device memory: marks, and the numbers that are the same in each step. */
+MUST_CHECK static int prepare_steps(struct draw *d, struct run *run)
 {
-  int64_t n = d->h * d->w, C = d->c;
+  struct be *be = run->be;
+  int r = be->ops->mark_open(be, &d->seen, run->e);
 
-  rng_randn(&d->rng, d->host, (size_t)(n * C));
-  for (int64_t c = 0; c < C; c++)
-    for (int64_t i = 0; i < n; i++)
-      ours[i * C + c] = d->host[c * n + i];
+  if (!r)
+    r = be->ops->mark_open(be, &d->done, run->e);
+  if (!r && d->pooled.d[0])
+    r = condition_stand_in(run, d->pooled);
+  return r;
 }
 
-int draw_upload_noise(struct draw *d, struct be *be, struct tensor to, float scale, struct err *e)
+/* The first latent, and the generator of the noise of later steps. */
+MUST_CHECK static int start_latent(struct draw *d, struct run *run)
 {
-  int64_t n = d->h * d->w * d->c;
-  float *ours = d->host + n;
+  struct be *be = run->be;
+  int r = d->first ? first_start(d, run) : 0;
 
-  draw_normals(d, ours);
-  for (int64_t i = 0; i < n; i++)
-    ours[i] *= scale;
-  return be->ops->upload(be, to, ours, DT_F32, e);
+  if (!r)
+    r = be->ops->upload(be, d->random, &d->rng.state, DT_I32, run->e);
+  return r || d->first ? r : be->ops->randn(be, d->x, d->random, d->plan.init_scale, run->e);
 }
 
 int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err *e)
@@ -204,7 +211,9 @@ int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err 
   for (int i = 0; !r && i < d->rows; i++)
     r = condition_fill(&run, d->m, &d->tokens[i], d->p.clip_skip, &d->context[i]);
   if (!r)
-    r = d->first ? first_start(d, &run) : draw_upload_noise(d, be, d->x, d->plan.init_scale, e);
+    r = prepare_steps(d, &run);
+  if (!r)
+    r = start_latent(d, &run);
   run_reset(&run, 0);
   return r ? r : be->ops->sync(be, e); /* another lane goes on */
 }
@@ -212,11 +221,16 @@ int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err 
 int draw_latents(struct draw *d, float *out, struct err *e)
 {
   int64_t n = d->h * d->w, C = d->c;
-  int r = d->m->be->ops->download(d->m->be, d->host, DT_F32, d->x, e);
+  float *ours = malloc((size_t)(n * C) * sizeof *ours);
+  int r;
 
+  if (!ours)
+    return err_set(e, E_NOMEM, "out of memory for a latent");
+  r = d->m->be->ops->download(d->m->be, ours, DT_F32, d->x, e);
   for (int64_t c = 0; !r && c < C; c++)
     for (int64_t i = 0; i < n; i++)
-      out[c * n + i] = d->host[i * C + c];
+      out[c * n + i] = ours[i * C + c];
+  free(ours);
   return r;
 }
 
@@ -230,7 +244,8 @@ void draw_close(struct draw *d)
   for (int i = 0; i < SIDES; i++)
     prompt_tokens_close(&d->tokens[i]);
   sampler_plan_close(&d->plan);
+  d->m->be->ops->mark_close(d->m->be, d->seen);
+  d->m->be->ops->mark_close(d->m->be, d->done);
   free(d->first);
-  free(d->host);
   free(d);
 }

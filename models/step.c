@@ -8,8 +8,6 @@
 
 #include <assert.h>
 
-#include "models/condition.h"
-
 /* The arrays of host memory that a pass reads, by row of the UNet. */
 struct rows {
   const struct generation *generation[RUN_MAX_ROWS];
@@ -39,16 +37,19 @@ static void rows_add(struct rows *rows, const struct draw *d)
   }
 }
 
-/* The models' inputs -> sample: every picture's latent once for each of its rows. */
-static void gather(struct run *r, struct tensor sample, struct draw *const *d, int n)
+/* The models' inputs -> sample and, where there is one, embeds: every picture's latent and text embedding once for each of its rows. */
+static void gather(struct run *r, struct tensor sample, struct tensor embeds, struct draw *const *d, int n)
 {
   const int src[DRAW_ROWS] = {0, 0};
+  const float whole[DRAW_ROWS] = {1, 1};
   int64_t row = 0;
 
   for (int i = 0; !r->code && i < n; i++) {
     float scale[DRAW_ROWS] = {next_step(d[i])->scale_in, next_step(d[i])->scale_in};
 
     r->code = r->be->ops->gather_scale(r->be, tensor_batch(sample, row, d[i]->rows), d[i]->x, src, scale, r->e);
+    if (!r->code && embeds.d[0])
+      r->code = r->be->ops->gather_scale(r->be, tensor_batch(embeds, row, d[i]->rows), d[i]->pooled, src, whole, r->e);
     row += d[i]->rows;
   }
 }
@@ -65,11 +66,9 @@ MUST_CHECK static int predict(struct run *r, struct draw *const *d, int n, const
     in.text_embeds = run_alloc(r, rows->n, 1, 1, u->add_in_dim - 6 * u->add_time_dim);
     in.time_ids = rows->size;
     in.n_time_ids = 6;
-    if (!r->code)
-      r->code = condition_stand_in(r, in.text_embeds);
   }
   *out = run_alloc_type(r, DT_F32, rows->n, d[0]->h, d[0]->w, d[0]->c);
-  gather(r, in.sample, d, n);
+  gather(r, in.sample, in.text_embeds, d, n);
   return r->code ? r->code : unet_forward(r, m->unet, &in, *out);
 }
 
@@ -80,7 +79,7 @@ MUST_CHECK static int update(struct draw *d, struct be *be, struct tensor out, s
   int r = 0;
 
   if (d->p.sampler == SAMPLER_EULER_A) /* every step, as diffusers does: the generator's place decides the next noise */
-    r = draw_upload_noise(d, be, d->noise, 1, e);
+    r = be->ops->randn(be, d->noise, d->random, 1, e);
   if (r)
     return r;
   coef.guidance = d->p.guidance;
@@ -92,7 +91,7 @@ MUST_CHECK static int update(struct draw *d, struct be *be, struct tensor out, s
   if (!r && d->first && d->first->mask)
     r = first_hold(d, be, e);
   if (!r && d->step == d->plan.n)
-    r = be->ops->sync(be, e); /* another lane decodes it */
+    r = be->ops->mark_set(be, d->done, e); /* another lane decodes it */
   return r;
 }
 
