@@ -40,6 +40,8 @@ def before_call(context, case, **kwargs):
         case.path_parameters["name"] = NAME[label]
     if label in BODY and isinstance(case.body, dict):
         case.body = {name: BODY[label].get(name, value) for name, value in case.body.items()}
+        if "load_inplace" in BODY[label]:  # it may be loaded by now
+            case.body["load_inplace"] = True
 
 
 @schemathesis.hook

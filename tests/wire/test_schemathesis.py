@@ -33,8 +33,8 @@ def narrowed(text):
     one rule is then refused for that rule, and not for a model or a size that is not served."""
     spec = yaml.safe_load(text)
     picture = base64.b64encode(png((200, 30, 30, 255))).decode()
-    known = {"size": {"enum": ["64x64", "auto", None]}, "model": {"enum": ["emoji", None]}, "sampler": {"enum": ["euler_a", "dpmpp_2m", None]}, "loras": {"enum": [[{"name": "ink"}], None]},
-             "sampler_name": {"enum": ["DPM++ 2M", None]}, "scheduler": {"enum": ["automatic", None]}}
+    known = {"size": {"enum": ["64x64", "auto", None]}, "model": {"enum": ["emoji", None]}, "sampler": {"enum": ["euler_a", "dpmpp_2m", None]},
+             "loras": {"enum": [[{"name": "ink"}], None]}, "sampler_name": {"enum": ["DPM++ 2M", None]}, "scheduler": {"enum": ["automatic", None]}}
     sides = {"width": {"enum": [64, None]}, "height": {"enum": [64, None]}}
     pictures = {"image": {"enum": [picture]}, "mask": {"enum": [picture, None]}, "init_images": {"enum": [[picture]]}}
     for name in ("ImageRequest", "EditRequest", "JobRequest", "Txt2ImgRequest", "Img2ImgRequest"):
@@ -100,8 +100,8 @@ class Listeners:
         calls.touch()
         file.write_text(narrowed(text))
         only = [] if any(m.startswith("--include") for m in more) else ["--include-path-regex" if is_admin else "--exclude-path-regex", OPERATORS]
-        done = subprocess.run([TOOL, "run", file, *only, "--url", url, "--header", f"Authorization: Bearer {secret}", "--generation-deterministic", "--checks", "all", "--workers", "1",
-                               "--request-timeout", str(60 * PATIENCE), "--continue-on-failure", "--no-color", *more],
+        done = subprocess.run([TOOL, "run", file, *only, "--url", url, "--header", f"Authorization: Bearer {secret}", "--generation-deterministic",
+                               "--checks", "all", "--workers", "1", "--request-timeout", str(60 * PATIENCE), "--continue-on-failure", "--no-color", *more],
                               env={**self.env, "SAFELIGHT_CALLS": str(calls)}, cwd=folder, capture_output=True, text=True, timeout=600 * PATIENCE)
         counts = collections.defaultdict(collections.Counter)
         for line in calls.read_text().splitlines():
