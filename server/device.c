@@ -367,6 +367,7 @@ static void *run(void *arg)
   struct err why = {0};
 
   thread_self = THREAD_DEVICE;
+  thread_gives_way();
   if (load(d, &why))
     worker_fail(d->worker, d, &why);
   else

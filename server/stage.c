@@ -59,6 +59,7 @@ static void *run(void *arg)
   struct stage_item *item;
 
   thread_self = THREAD_STAGE;
+  thread_gives_way();
   while ((item = stage_next(s->jobs, s->device)))
     work_beside(s, item);
   return NULL;

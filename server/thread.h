@@ -39,6 +39,9 @@ int lock_is_held(const struct lock *l);             /* by this thread */
 
 #define HELD(l) assert(lock_is_held(l))
 
+/* The calling thread computes for long, as do those that it starts from now on (OpenMP's): where they share a processor with threads that answer clients, the
+ * answers go first. On processors of its own it loses nothing. */
+void thread_gives_way(void);
 /* Starts run(arg) with all signals blocked. name is at most 15 bytes, for ps and debuggers. E_NOMEM when there is no thread. */
 MUST_CHECK int thread_start(pthread_t *t, const char *name, void *(*run)(void *), void *arg, struct err *e);
 
