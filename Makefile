@@ -190,8 +190,8 @@ $(BUILD)/safelight-no-driver.so: kernels/cuda/stand_in $(GPU)/.flags | $(GPU)/.t
 	@mkdir -p $(@D)
 	CC='$(CC)' kernels/cuda/stand_in $(CUDA)/include/cuda.h $@
 
-$(GPU)/compile_graphs: tests/gpu/compile_graphs.c $(GPU)/kernels/cuda/vendor_graph.c.o $(GPU)/base/err.c.o
-	$(GPU_CC) -o $@ $^ -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 -lcudnn
+$(GPU)/compile_graphs: tests/gpu/compile_graphs.c $(GPU)/kernels/cuda/vendor_graph.c.o $(GPU)/kernels/cuda/vendor_nvrtc.c.o $(GPU)/base/err.c.o
+	$(GPU_CC) -o $@ $^ -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDA_LIB) -Wl,-rpath,$(CUDNN)/lib64 -lcudnn -ldl -lpthread
 
 # The simulator's tests and the benchmark on a real card. gpu-ops needs no library but cmocka; the others need what models/ needs.
 CARD      := build/card

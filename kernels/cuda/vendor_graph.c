@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/vendor_nvrtc.h"
+
 enum { MOST_PARTS = 256, ASKED = 24 };
 
 struct parts {
@@ -360,6 +362,7 @@ int graph_plan_load(struct graph_plan *out, const struct graph_target *t, const 
   int r;
 
   *out = (struct graph_plan){0};
+  (void)nvrtc_find();
   r = graph_check(cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &d), "a plan", e);
   if (!r && t->device)
     r = graph_check(cudnnBackendSetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &t->device), "a plan", e);
@@ -416,7 +419,7 @@ MUST_CHECK static int choose_by(cudnnBackendHeurMode_t mode, struct graph_plan *
     if (r == E_NOMEM) /* the next best would change the bits of pictures for want of memory */
       return err_set(p->e, r, "%s", last.msg);
   }
-  return err_set(p->e, E_INTERNAL, "cuDNN has no usable engine among %d: %.200s", (int)n, last.msg);
+  return err_set(p->e, E_INTERNAL, "cuDNN has no usable engine among %d: %.200s%s", (int)n, last.msg, nvrtc_find());
 }
 
 /* Heuristics that know nothing of the shape, as for small pictures on a B300 in cuDNN 9.19, have a second list: slower engines that take anything. */
@@ -438,6 +441,7 @@ MUST_CHECK static int open_plan(struct graph_plan *out, struct parts *p, const s
   int r = p->e->code;
 
   *out = (struct graph_plan){0};
+  (void)nvrtc_find();
   if (!r && choice->engine < 0) {
     r = choose(out, p, t, graph, choice);
   } else if (!r) {

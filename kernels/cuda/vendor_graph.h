@@ -1,7 +1,7 @@
 /*
  * vendor_graph.h - a convolution or an attention as a finished cuDNN plan, for the GPU that is there or for one that is only described.
  *
- * Callers: vendor_dnn.c, and tests/gpu/compile_graphs.c, which compiles every graph for GPUs that are not there. Threads: any; no state.
+ * Callers: vendor_dnn.c, and tests/gpu/compile_graphs.c, which compiles every graph for GPUs that are not there. Threads: any; no state but vendor_nvrtc.h's.
  */
 #ifndef SAFELIGHT_KERNELS_CUDA_VENDOR_GRAPH_H
 #define SAFELIGHT_KERNELS_CUDA_VENDOR_GRAPH_H
