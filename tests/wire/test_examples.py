@@ -115,7 +115,8 @@ def test_every_route_is_described():
     """The routes in the daemon's tables are those of the file."""
     http, sdapi, admin = ((ROOT / f"server/{name}.c").read_text() for name in ("http", "sdapi", "admin_actions"))
     served = {(method, path) for path, method in re.findall(r'\{\.path = "(\S+)", \.method = "(\w+)"', http)}
-    served |= {(method, f"/sdapi/v1/{name}") for method, name in re.findall(r'\bROUTE\("(\w+)", "([\w-]+)"', sdapi)}
+    served |= {(method, path) for path, method in re.findall(r'\{\.path = "(/queue\S+)", \.method = "(\w+)"', sdapi)}
+    served |= {(method, f"/sdapi/v1/{name}") for method, name in re.findall(r'\bROUTE\("(\w+)", "([\w/-]+)"', sdapi)}
     served |= {("GET", f"/sdapi/v1/{name}") for name in re.findall(r'\bLIST\("([\w-]+)"\)', sdapi)}
     served |= set(re.findall(r'^    \{"(\w+)", "(/v1/\S+)"', admin, re.M))
     described = {(method.upper(), re.sub(r"\{\w+\}", "*", path)) for path, item in yaml.safe_load(OPENAPI)["paths"].items() for method in item

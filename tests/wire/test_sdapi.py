@@ -346,7 +346,7 @@ def test_interrupt_stops_the_callers_own(shared, slow):
 
 
 def metric(d, name):
-    return int(re.search(rf"^safelight_{name} (\d+)$", d.get("/metrics").body.decode(), re.M).group(1))
+    return int(re.search(rf"^safelight_{name}(?:{{device=\"0\"}})? (\d+)$", d.get("/metrics").body.decode(), re.M).group(1))
 
 
 def counted(d):
