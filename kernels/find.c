@@ -93,7 +93,7 @@ int compiler_find(const struct compiler_ops **ops, struct err *e)
   if ((r = own_folder(folder, sizeof folder, e)) || (r = beside(path, sizeof path, folder, "safelight-no-driver.so", e)))
     return r;
   if (access(path, F_OK))
-    return err_set(e, E_DEVICE, "there is no %.300s: `make cuda` builds it where the CUDA toolkit has lib64/stubs/libcuda.so", path);
+    return err_set(e, E_DEVICE, "there is no %.300s: `make cuda` builds it", path);
   if (!dlopen(path, RTLD_NOW | RTLD_GLOBAL))
     return err_set(e, E_DEVICE, "what stands in for the driver is damaged: %.300s", dlerror());
   r = load(&function, folder, "be_cuda_compiler", "nothing can be compiled:", e);
