@@ -31,7 +31,7 @@ TEST_HELP_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/$(1)/test_%,$(wil
 FUZZ_BIN := $(patsubst tests/fuzz/%.c,build/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 .DEFAULT_GOAL := all
-.PHONY: cuda gpu-ops gpu-programs gpu-check cudasim print-libs print-cuda all run test tests bench fuzz deps help clean style print-config FORCE
+.PHONY: cuda gpu-ops gpu-programs gpu-check cudasim print-libs all run test tests bench fuzz deps help clean style print-config FORCE
 .SECONDARY:
 
 all: $(BUILD)/safelight ## build the server (after `make deps`)
@@ -128,8 +128,6 @@ cudasim: $(SIM_BIN) ## build the CUDA backend's tests that need no GPU (clang)
 
 print-libs:
 	@echo '$(LIBS)'
-print-cuda:
-	@echo '$(CUDA)'
 
 $(SIM)/%.c.o: %.c
 	@mkdir -p $(@D)
