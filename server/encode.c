@@ -16,7 +16,8 @@
 
 enum { IMAGE_DIGEST = 65 /* 32 bytes in hex */ };
 
-struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s)
+/* What was asked for, which holds from the first step on: it can be read while the device thread still draws. */
+static struct recipe asked(const struct job *j, int i, const struct serving *s)
 {
   const struct request *q = &j->req;
 
@@ -36,7 +37,6 @@ struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s
       .clip_skip = q->clip_skip,
       .guidance = q->guidance,
       .strength = q->init ? q->strength : 0,
-      .cut_at = j->pic[i].cut_at,
       .format = q->format,
       .quality = q->quality,
       .generation_id = j->stamp.id,
@@ -45,6 +45,14 @@ struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s
       .styles = j->styles,
       .requires_nothing = j->stamp.requires_nothing,
   };
+}
+
+struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s)
+{
+  struct recipe r = asked(j, i, s);
+
+  r.cut_at = j->pic[i].cut_at;
+  return r;
 }
 
 /* What the audit log knows a picture's pixels by. */
@@ -172,7 +180,7 @@ static void encode(struct encoder *n, struct job *j)
 /* A preview's file, in memory that several readers may share. NULL: there is none. */
 static struct blob *preview_blob(struct encoder *n, struct job *j, struct err *e)
 {
-  struct recipe recipe = encoder_recipe(j, j->preview_picture, &n->worker->serving);
+  struct recipe recipe = asked(j, j->preview_picture, &n->worker->serving);
   struct blob *b = NULL;
   struct buf file;
 

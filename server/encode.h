@@ -28,7 +28,7 @@ MUST_CHECK int encoder_start(struct encoder *n, struct jobs *js, const struct wo
                              struct err *e);
 void encoder_join(struct encoder *n); /* after jobs_end and worker_join; takes one that never started */
 
-/* The recipe of picture i of a job; strings are borrowed from the job and the model. */
+/* The recipe of picture i of a job that is drawn; strings are borrowed from the job and the model. */
 struct recipe encoder_recipe(const struct job *j, int i, const struct serving *s);
 
 #endif

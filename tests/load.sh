@@ -13,6 +13,7 @@ trap '[ -z "$pid" ] || kill -9 "$pid" 2>/dev/null; rm -rf "$dir"' EXIT
 fail() {
   echo "load: $*"
   cat "$dir/server.log"
+  grep -A 30 -m 3 'WARNING: .*Sanitizer\|ERROR: .*Sanitizer\|runtime error' "$dir/server.log" # again, at the end, where it is found
   exit 1
 }
 
@@ -114,6 +115,14 @@ for i in 1 3; do
   ask "picture$i" 200 "$url$(sed -n 's,.*"url":"\(/v1/jobs/[^"]*\)".*,\1,p' "$dir/events$i.out" | tail -n 1)"
 done
 settle
+
+# previews that are encoded while their pictures come to their end
+for i in 1 2 3 4 5 6 7 8 9 10 11 12; do
+  ask "stream$i" "200|429" -N -H 'Content-Type: application/json' "$url/v1/images/generations" \
+    -d "{\"prompt\":\"a tree $i\",$small,\"seed\":$i,\"stream\":true,\"partial_images\":1}" &
+  clients+=($!)
+  [ $((i % 4)) != 0 ] || settle
+done
 
 # swaps while pictures are drawn, some of them with styles over what is swapped: composed again, never drawn over what was
 swap() { # swap FROM TO
