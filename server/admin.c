@@ -24,7 +24,7 @@
 #include "server/page.h"
 #include "server/watch.h"
 
-enum { VISITS = 16, HEADER_BYTES = 32 << 10, JSON_BYTES = 64 << 10, MANIFEST_BYTES = 16 << 20, ANSWER_BYTES = 128 << 20, FORM_BYTES = 64 << 10,
+enum { VISITS = 64, HEADER_BYTES = 32 << 10, JSON_BYTES = 64 << 10, MANIFEST_BYTES = 16 << 20, ANSWER_BYTES = 128 << 20, FORM_BYTES = 64 << 10,
        SLOWEST_UPLOAD = 1 << 20, SWALLOW_MAX = 8 << 20, AUDIT_SHOWN = 100, AUDIT_SHOWN_MAX = 10000 };
 
 struct admin {

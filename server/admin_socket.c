@@ -18,7 +18,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { BACKLOG = 16 };
+/* Connections that wait to be accepted. One that finds no room is told EAGAIN at once if its client does not block, as curl does not, so there is
+ * room for every client that comes at the same time. */
+enum { BACKLOG = 1024 };
 
 /* ---- where ---- */
 

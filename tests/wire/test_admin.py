@@ -238,6 +238,14 @@ def test_one_upload_at_a_time(start, policy):
     until(lambda: admin.post("/v1/admin/adapters/shield", b"xyz", Content_Type="application/octet-stream").status == 400, "the place to be free")
 
 
+def is_ready(admin):
+    """Whether it answers; while more connections are open than it takes, it closes those that come."""
+    try:
+        return admin.status()["status"] == "ready"
+    except (ConnectionError, http.client.HTTPException):
+        return False
+
+
 def test_slow_clients_and_many_connections(start, policy):
     admin = Admin(start("--client-s", "1", policy=policy.path))
     slow = []
@@ -254,14 +262,32 @@ def test_slow_clients_and_many_connections(start, policy):
             pass
     assert time.monotonic() - begin < 5 * PATIENCE
     crowd = []
-    for _ in range(40):
+    for _ in range(160):
         sock = socket.socket(socket.AF_UNIX)
         with short(admin.daemon.state / "admin.sock") as name:
             sock.connect(name)
         crowd.append(sock)
     for sock in crowd:
         sock.close()
-    until(lambda: admin.status()["status"] == "ready", "the listener after a crowd")
+    until(lambda: is_ready(admin), "the listener after a crowd")
+
+
+def test_all_who_come_at_once_are_taken_in(admin):
+    """A client that does not block, as curl, is refused at once where the socket has no room for it to wait in."""
+    admin.daemon.process.send_signal(signal.SIGSTOP)  # accepts nobody
+    try:
+        crowd = []
+        for _ in range(100):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.setblocking(False)
+            with short(admin.daemon.state / "admin.sock") as name:
+                sock.connect(name)
+            crowd.append(sock)
+    finally:
+        admin.daemon.process.send_signal(signal.SIGCONT)
+    for sock in crowd:
+        sock.close()
+    until(lambda: is_ready(admin), "the listener after a crowd")
 
 
 def test_the_socket_is_private(admin):
