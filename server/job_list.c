@@ -6,12 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* The caller holds the lock. A job between RESERVED and DONE has its request and its target, which do not change. */
+/* The caller holds the lock. A job between READING and DONE has its request, its steps and its target, which do not change. */
 static void glance(struct job_glance *g, const struct job *j, int64_t now)
 {
   const struct request *q = &j->req;
 
-  *g = (struct job_glance){.state = j->state, .width = q->width, .height = q->height, .steps = q->steps * q->n, .pictures = q->n,
+  *g = (struct job_glance){.state = j->state, .width = q->width, .height = q->height, .steps = j->steps * q->n, .pictures = q->n,
                            .steps_done = atomic_load(&j->steps_done), .drawn = atomic_load(&j->drawn), .due_ns = j->due_ns, .serial = j->serial};
   snprintf(g->id, sizeof g->id, "%s", j->id);
   snprintf(g->caller, sizeof g->caller, "%s", j->caller);
