@@ -95,6 +95,7 @@ void add_header(struct MHD_Response *r, const char *name, const char *value);
 void add_headerf(struct MHD_Response *r, const char *name, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 const char *exchange_header(const struct exchange *x, const char *name); /* of the request; NULL: absent */
 int64_t from_now(int seconds);
+void exchange_sending(struct exchange *x, size_t len); /* from now on the client has its time to read len bytes */
 /* Adds what every answer carries, hands it over and drops it; r NULL: out of memory, type NULL: there is no body. A body of len bytes has its time to
  * be read. */
 enum MHD_Result send_answer(struct exchange *x, int status, const char *type, struct MHD_Response *r, size_t len);

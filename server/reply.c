@@ -69,6 +69,11 @@ enum MHD_Result send_preflight(struct exchange *x)
   return send_answer(x, 204, NULL, r, 0);
 }
 
+void exchange_sending(struct exchange *x, size_t len)
+{
+  watch_phase(&x->h->watch, x->watch_at, WATCH_SENDING, from_now(x->h->cfg->client_s + (int)(len / READ_RATE)));
+}
+
 enum MHD_Result send_answer(struct exchange *x, int status, const char *type, struct MHD_Response *r, size_t len)
 {
   enum MHD_Result ret;
@@ -86,7 +91,7 @@ enum MHD_Result send_answer(struct exchange *x, int status, const char *type, st
   add_header(r, "X-Content-Type-Options", "nosniff");
   if (atomic_load(&x->h->is_stopping))
     add_header(r, MHD_HTTP_HEADER_CONNECTION, "close");
-  watch_phase(&x->h->watch, x->watch_at, WATCH_SENDING, from_now(x->h->cfg->client_s + (int)(len / READ_RATE)));
+  exchange_sending(x, len);
   ret = MHD_queue_response(x->connection, (unsigned)status, r);
   MHD_destroy_response(r);
   return ret;

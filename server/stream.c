@@ -12,9 +12,10 @@
 #include "proto/sse.h"
 #include "server/exchange.h"
 
-enum { EVENTS_MAX = 64 << 20, SENDING_S = 60, SEEK_S = 1 };
+enum { EVENTS_MAX = 64 << 20, SEEK_S = 1 };
 
-/* Fills the buffer with what there is. Goes to sleep when that is nothing. */
+/* Fills the buffer with what there is. 0: nothing. With the last of it the job has told all: who reads slowly holds no entry of the table, which others
+ * wait for, and no end of the server. */
 static int look_for_news(struct exchange *x)
 {
   struct stream *s = &x->stream;
@@ -23,8 +24,11 @@ static int look_for_news(struct exchange *x)
   s->is_time = atomic_exchange(&x->is_poked, 0);
   if (s->is_time && buf_add_str(&s->out, SSE_KEEP_ALIVE, NULL))
     return 0;
-  if (!s->produce(x, &s->out))
+  if (!s->produce(x, &s->out)) {
     s->is_over = 1;
+    if (x->job)
+      images_finish(x);
+  }
   return s->out.len > 0 || s->is_over;
 }
 
@@ -61,7 +65,8 @@ static ssize_t read_events(void *cls, uint64_t pos, char *buf, size_t max)
   }
   if (s->at == s->out.len)
     return s->is_over ? MHD_CONTENT_READER_END_OF_STREAM : 0;
-  watch_phase(&x->h->watch, x->watch_at, WATCH_SENDING, from_now(SENDING_S));
+  if (!s->at)
+    exchange_sending(x, s->out.len);
   n = s->out.len - s->at < max ? s->out.len - s->at : max;
   memcpy(buf, s->out.p + s->at, n);
   s->at += n;

@@ -4,13 +4,15 @@ import base64
 import concurrent.futures
 import io
 import json
+import socket
 import sqlite3
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
-from conftest import LONG, QUICK, until
+from conftest import LONG, PATIENCE, QUICK, until
+from test_admin import Admin
 
 PICTURE = {"prompt": "a red apple", "size": "64x64"}
 
@@ -88,6 +90,46 @@ def test_reader_that_leaves_stops_its_picture(start):
         found = d.wait_log(rf" leaves-{i} POST /v1/images/generations \d+ .* steps=(\d+) ")
         assert int(found.group(1)) < LONG["steps"]
     until(lambda: d.post(QUICK).status == 200, "the device to be free")
+
+
+def slow_reader(d, fields, request_id):
+    """A stream's socket that takes in little of what is sent, unread."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    sock.settimeout(60 * PATIENCE)
+    sock.connect(("127.0.0.1", d.port))
+    body = json.dumps({**fields, "stream": True}).encode()
+    sock.sendall(f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nx-request-id: {request_id}\r\n"
+                 f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    return sock
+
+
+MANY = {"prompt": "a red apple", "size": "256x256", "steps": 1, "n": 10}
+
+
+def test_slow_readers_hold_no_place(start):
+    """Who does not read the end of his stream takes nobody's place in the table, and has all of it when he reads."""
+    d = start("--queue", "1", "--running", "10")
+    socks = []
+    for i in range(2):
+        socks.append(slow_reader(d, MANY, f"slow-{i}"))
+        until(lambda i=i: f"safelight_pictures_total {10 * (i + 1)}\n" in d.get("/metrics").body.decode(), "the pictures to be drawn", 60)
+    until(lambda: Admin(d).get("/v1/admin/activity").json["active"] == 0, "the table to be empty")
+    assert "slow-" not in d.log()  # they are being answered
+    for sock in socks:
+        with sock.makefile("rb") as answer:
+            assert answer.read().count(b"event: image_generation.completed") == 10
+    d.wait_log("slow-0 POST /v1/images/generations 200 .* n=10 ")
+
+
+def test_slow_reader_holds_up_no_end(start):
+    d = start("--drain-s", "1")
+    sock = slow_reader(d, MANY, "slow")
+    until(lambda: "safelight_pictures_total 10\n" in d.get("/metrics").body.decode(), "the pictures to be drawn", 60)
+    d.terminate()
+    assert d.wait(20) == 0  # an answer has two seconds to be read
+    sock.close()
 
 
 def test_stream_ends_with_an_error_event(start):
