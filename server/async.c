@@ -19,6 +19,7 @@ enum { ROOM_MS = 50 /* between two looks whether the table has room for the back
 struct running {
   struct async *a;
   struct job *job;
+  uint64_t serial;           /* of the job: a late START meets no stranger */
   _Atomic int refs;          /* the job's, and that of a START on its way */
   struct store_op start, end;
 };
@@ -41,12 +42,17 @@ int async_make_id(char id[ASYNC_ID + 1], struct err *e)
   return 0;
 }
 
-/* Store thread. An attempt that was not counted is no reason to stop drawing; one that was cancelled meanwhile is not started. */
+/* Store thread. An attempt that was not counted is no reason to stop drawing; a job that had ended before, such as one of the backlog that was cancelled
+ * while it was fed, is drawn for nobody. */
 static void started(struct store_op *op)
 {
-  if (op->err.code && op->err.code != E_NOTFOUND)
+  struct running *r = op->arg;
+
+  if (op->err.code == E_NOTFOUND)
+    job_stop(r->a->jobs, r->job, r->serial, E_CANCEL);
+  else if (op->err.code)
     log_event("the start of %s was not recorded: %s", op->job.id, op->err.msg);
-  running_unref(op->arg);
+  running_unref(r);
 }
 
 /* Device thread: the job was taken. */
@@ -148,7 +154,7 @@ int async_adopt(struct async *a, struct job *j, struct err *e)
 
   if (!r)
     return err_set(e, E_NOMEM, "out of memory for a job");
-  *r = (struct running){.a = a, .job = j, .refs = 1};
+  *r = (struct running){.a = a, .job = j, .serial = j->serial, .refs = 1};
   r->start = (struct store_op){.verb = STORE_START, .done = started, .arg = r};
   r->end = (struct store_op){.done = ended, .arg = r};
   snprintf(r->start.job.id, sizeof r->start.job.id, "%s", j->id);

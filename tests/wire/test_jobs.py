@@ -1,5 +1,6 @@
 """Durable jobs over HTTP: their life, events, idempotency, cancellation, expiry; and that what was accepted is finished once, with the bytes that it has
 alone, whatever happens to the process."""
+import contextlib
 import http.client
 import io
 import json
@@ -14,6 +15,7 @@ from PIL import Image
 
 from adapters import NOTHING, Policy
 from conftest import LONG, QUICK, until
+from test_audit import records
 
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -328,6 +330,23 @@ def test_two_readers_and_a_cancellation(start):
         kind, _, data = rest[-1]
         assert kind == "error" and data["error"]["code"] == "cancelled"
         assert rest[-2][0] == "status" and rest[-2][2]["status"] == "cancelled"
+
+
+def test_a_job_that_has_ended_is_not_drawn(start):
+    """The store's word counts: what is cancelled there while the table is given the job, which takes the backlog's feeder a moment, is drawn for nobody."""
+    d = start("--running", "1")
+    long, late, after = (accepted(d, fields) for fields in (LONG, {**LONG, "seed": 2}, QUICK))
+    running(d, long)
+    assert job(d, late)["status"] == "queued"
+    with contextlib.closing(sqlite3.connect(d.state / "jobs.db", timeout=30)) as store:
+        store.execute("update job set state = 4, finished = created where id = ?", (late,))
+        store.commit()
+    cancel(d, long)
+    assert ended(d, after)["status"] == "succeeded"
+    assert job(d, late)["status"] == "cancelled"
+    found = d.wait_log(rf" {late} JOB /v1/jobs \d+ .* steps=(\d+) ")
+    assert int(found.group(1)) < LONG["steps"]
+    assert late not in [r["request_id"] for r in records(d, "image")]
 
 
 def test_slow_reader(start):
