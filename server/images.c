@@ -354,9 +354,9 @@ void images_leave(struct exchange *x)
   x->log.n = x->job->req.n;
   x->log.width = x->job->req.width;
   x->log.height = x->job->req.height;
+  x->log.steps = atomic_load(&x->job->steps_done); /* before it is somebody else's */
   if (job_disown(js, x->job)) { /* it is stopped at its next step, and frees itself */
     x->log.times = &x->times; /* which nobody waits for */
-    x->log.steps = atomic_load(&x->job->steps_done);
     x->job = NULL;
     return;
   }
