@@ -22,8 +22,8 @@ static int look_for_news(struct exchange *x)
 
   s->at = s->out.len = 0;
   s->is_time = atomic_exchange(&x->is_poked, 0);
-  if (s->is_time && buf_add_str(&s->out, SSE_KEEP_ALIVE, NULL))
-    return 0;
+  if (s->is_time)
+    (void)!buf_add_str(&s->out, SSE_KEEP_ALIVE, NULL); /* without memory this sign of life is left out, and not the news: nobody pokes again before it sleeps */
   if (!s->produce(x, &s->out)) {
     s->is_over = 1;
     if (x->job)
