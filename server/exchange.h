@@ -136,7 +136,7 @@ void stream_close(struct exchange *x); /* takes one that was never opened */
 
 /* ---- sleeping ---- */
 
-void exchange_sleep(struct exchange *x);
+MUST_CHECK int exchange_sleep(struct exchange *x); /* 0: it does not, the server is over and nobody would wake it: the connection is to close */
 void exchange_wake(struct exchange *x); /* any thread */
 
 #endif

@@ -488,6 +488,11 @@ void http_stopping(struct http *h)
   watch_poke_all(&h->watch); /* streams of jobs that others own end now */
 }
 
+void http_over(struct http *h)
+{
+  atomic_store(&h->is_over, 1);
+}
+
 int http_asking(struct http *h)
 {
   return atomic_load(&h->asking) + atomic_load(&h->asleep);

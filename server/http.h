@@ -30,6 +30,7 @@ struct http {
   int listen_fd;
   char url[96];             /* "http://127.0.0.1:8080" */
   _Atomic int is_stopping;  /* answers say Connection: close, /readyz says no */
+  _Atomic int is_over;      /* no connection goes to sleep any more */
   _Atomic int exchanges;    /* requests between their first byte and their last */
 };
 
@@ -38,6 +39,8 @@ struct http {
 MUST_CHECK int http_open(struct http *h, const struct config *cfg, struct jobs *js, struct worker *w, struct audit *audit,
                          struct err *e);
 void http_stopping(struct http *h); /* any thread */
+/* Main thread, when no job is left: whoever would sleep is closed instead. When nobody is asking any more http_close may come. */
+void http_over(struct http *h);
 int http_asking(struct http *h);    /* any thread: questions to the store and connections that sleep; http_close waits for none */
 int http_exchanges(struct http *h); /* any thread: requests that are not fully answered */
 void http_close(struct http *h);    /* takes zeroed and half-open */

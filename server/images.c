@@ -17,11 +17,16 @@
 
 /* ---- waiting ---- */
 
-void exchange_sleep(struct exchange *x)
+int exchange_sleep(struct exchange *x)
 {
+  atomic_fetch_add(&x->h->asleep, 1); /* before the look: who ends the server looks the other way round */
+  if (atomic_load(&x->h->is_over)) {
+    atomic_fetch_sub(&x->h->asleep, 1);
+    return 0;
+  }
   MHD_suspend_connection(x->connection);
-  atomic_fetch_add(&x->h->asleep, 1);
   atomic_store(&x->is_asleep, 1);
+  return 1;
 }
 
 void exchange_wake(struct exchange *x)
@@ -222,7 +227,8 @@ static enum MHD_Result read_later(struct exchange *x, enum MHD_Result (*built)(s
   j->wake_arg = x;
   x->built = built;
   x->then = was_read;
-  exchange_sleep(x); /* before the reader can wake it */
+  if (!exchange_sleep(x)) /* before the reader can wake it */
+    return MHD_NO;
   job_read(x->h->jobs, j);
   watch_job(&x->h->watch, x->watch_at, j, serial, from_now(x->h->cfg->deadline_s));
   return MHD_YES;
@@ -299,7 +305,8 @@ static enum MHD_Result submit(struct exchange *x)
   } else {
     /* Suspend first: the job may be done before job_submit returns, and then it finds the connection suspended. */
     x->then = answer_images_done;
-    exchange_sleep(x);
+    if (!exchange_sleep(x))
+      return MHD_NO;
   }
   x->stream.listener.wake = stream_wake;
   worker_accept(h->worker, j, x->pending);

@@ -107,7 +107,8 @@ static void submit(struct asked *a)
 static enum MHD_Result wait_for(struct exchange *x, struct asked *a, enum MHD_Result (*then)(struct exchange *x))
 {
   x->then = then;
-  exchange_sleep(x);
+  if (!exchange_sleep(x)) /* then there is no job that waits for its ADD: the server ends after the last */
+    return MHD_NO;
   submit(a);
   return MHD_YES;
 }

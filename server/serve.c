@@ -156,11 +156,20 @@ static void second_signal(int sig)
   _exit(128 + sig);
 }
 
+/* A moment of the drain; a second signal ends it. */
+static void wait_tick(struct server *s)
+{
+  int sig = wait_signal(s, DRAIN_TICK_MS);
+
+  if (sig)
+    second_signal(sig);
+}
+
 /* Lets accepted requests finish until drain_s is over, then ends them. Returns when no job is left and answers are out. */
 static void drain(struct server *s)
 {
   int64_t now = clock_ns(), end = now + (int64_t)s->cfg.drain_s * 1000000000, last;
-  int sig, left = jobs_count(&s->jobs).active, told = 0;
+  int left = jobs_count(&s->jobs).active, told = 0;
 
   http_stopping(&s->http);
   jobs_refuse(&s->jobs);
@@ -175,17 +184,15 @@ static void drain(struct server *s)
       jobs_stop_all(&s->jobs, E_NOTREADY);
       store_hold_no_more(s->store);
     }
-    sig = wait_signal(s, DRAIN_TICK_MS);
-    if (sig)
-      second_signal(sig);
+    wait_tick(s);
   }
   store_hold_no_more(s->store);
   last = clock_ns() + (int64_t)LAST_ANSWERS_MS * 1000000;
-  while (http_asking(&s->http) || (http_exchanges(&s->http) && clock_ns() < last)) {
-    sig = wait_signal(s, DRAIN_TICK_MS);
-    if (sig)
-      second_signal(sig);
-  }
+  while (http_exchanges(&s->http) && clock_ns() < last)
+    wait_tick(s);
+  http_over(&s->http); /* libmicrohttpd aborts when it is stopped while a connection sleeps, such as one that asks the store just now */
+  while (http_asking(&s->http))
+    wait_tick(s);
 }
 
 /* The model is loaded: the safety manager starts over it, and who may tell it what to do can come. */

@@ -58,7 +58,8 @@ static ssize_t read_events(void *cls, uint64_t pos, char *buf, size_t max)
   (void)pos;
   if (s->at == s->out.len && !s->is_over && !look_for_news(x)) {
     mind(x);
-    exchange_sleep(x);
+    if (!exchange_sleep(x))
+      return MHD_CONTENT_READER_END_WITH_ERROR;
     if (look_for_news(x)) /* what came before it slept woke nobody */
       exchange_wake(x);
     return 0;
