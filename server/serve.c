@@ -50,7 +50,8 @@
 #include "server/version.h"
 #include "server/worker.h"
 
-enum { EXIT_USAGE = 2, EXIT_DEVICE = 70, DRAIN_TICK_MS = 10, LAST_ANSWERS_MS = 2000, SPARE_FILES = 64, TENANTS_COUNTED = 8192 };
+enum { EXIT_USAGE = 2, EXIT_DEVICE = 70, DRAIN_TICK_MS = 10, LAST_ANSWERS_MS = 2000, TENANTS_COUNTED = 8192,
+       SPARE_FILES = 192 /* the program's own, and those of the operator's 64 connections */ };
 
 struct server {
   struct config cfg;
@@ -87,15 +88,16 @@ static int open_signals(struct server *s, struct err *e)
   return 0;
 }
 
-/* Every connection is a file; the soft limit of most systems is 1024 and may be raised up to the hard one. */
+/* Every connection is a file, and another one while it reads a picture of the store, if the system allows as many; the soft limit of most is 1024 and may
+ * be raised up to the hard one. */
 static int raise_file_limit(const struct config *c, struct err *e)
 {
-  rlim_t need = (rlim_t)c->max_connections + SPARE_FILES;
+  rlim_t need = (rlim_t)c->max_connections + SPARE_FILES, want = need + (rlim_t)c->max_connections;
   struct rlimit l;
 
-  if (getrlimit(RLIMIT_NOFILE, &l) || l.rlim_cur >= need)
+  if (getrlimit(RLIMIT_NOFILE, &l) || l.rlim_cur >= want)
     return 0;
-  l.rlim_cur = l.rlim_max == RLIM_INFINITY || l.rlim_max > need ? need : l.rlim_max;
+  l.rlim_cur = l.rlim_max == RLIM_INFINITY || l.rlim_max > want ? want : l.rlim_max;
   if (l.rlim_cur < need || setrlimit(RLIMIT_NOFILE, &l))
     return err_field(e, E_ARG, "max_connections", "max_connections %d needs %llu open files and the system allows %llu",
                      c->max_connections, (unsigned long long)need, (unsigned long long)l.rlim_max);

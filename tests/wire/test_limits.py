@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -291,7 +292,18 @@ def test_nobody_reads_the_log(tmp_path):
 def test_too_many_connections_for_the_system(tmp_path):
     done = subprocess.run(["sh", "-c", f"ulimit -n 256 && exec '{BINARY}' serve --port 0 --max-connections 1000 --model '{MODEL}' --policy '{POLICY}'"],
                           cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "max_connections 1000 needs 1064 open files and the system allows 256" in done.stderr
+    assert done.returncode == 1 and "max_connections 1000 needs 1192 open files and the system allows 256" in done.stderr
+
+
+def test_files_beside_connections(start):
+    """Whoever reads a picture of the store has two files open; so as many are allowed where the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        d = start("--max-connections", "500")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE) == (1192, hard)
 
 
 def test_log_lines(start):
