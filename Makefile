@@ -193,7 +193,7 @@ $(GPU)/compile_graphs: tests/gpu/compile_graphs.c $(GPU)/kernels/cuda/vendor_gra
 
 # The simulator's tests and the benchmark on a real card. gpu-ops needs no library but cmocka; the others need what models/ needs.
 CARD      := build/card
-CARD_WRAP := $(foreach f,Malloc Free MallocHost FreeHost MallocAsync FreeAsync StreamSynchronize GraphInstantiate GraphLaunch GraphExecDestroy,-Wl,--wrap=cuda$f)
+CARD_WRAP := $(foreach f,Malloc Free MallocHost FreeHost MallocAsync FreeAsync StreamSynchronize StreamBeginCapture GraphInstantiate GraphLaunch GraphExecDestroy,-Wl,--wrap=cuda$f)
 CARD_LINK  = -fopenmp $(CARRIED) -L$(CUDA_LIB) -L$(CUDNN)/lib64 -L$(CUDNN)/lib -Wl,-rpath,$(CUDA_LIB) -Wl,-rpath,$(CUDNN)/lib -Wl,-rpath,$(CUDNN)/lib64 \
              -lcudart_static -lcublasLt -lcudnn -lcmocka -lstdc++ -lm -lrt -ldl -lpthread
 CARD_OPS  := $(patsubst %,$(CARD)/%.o,tests/cudasim/test_ops.c tests/gpu/card.c $(filter-out tests/ops/test_%,$(wildcard tests/ops/*.c)) \

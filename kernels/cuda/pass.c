@@ -193,8 +193,10 @@ int cuda_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err
     if (r)
       memory_unlock(c->memory);
   }
-  if (r)
+  if (r) { /* the next pass is another one: it collects a table of its own */
     p->mode = PASS_NONE;
+    p->next = PASS_COLLECT;
+  }
   return r;
 }
 
@@ -231,7 +233,7 @@ MUST_CHECK static int end_collect(struct cuda *c, int *again, struct err *e)
   if (!g && p->filled <= PASS_TABLE) {
     g = graph_place(c, p->digest);
     g->state = GRAPH_SEEN;
-  } else if (g && g->state == GRAPH_SEEN && (!p->filled || !memory_take(c->memory, c, p->filled, (void **)&g->table, NULL))) {
+  } else if (g && g->state == GRAPH_SEEN && (g->table || !p->filled || !memory_take(c->memory, c, p->filled, (void **)&g->table, NULL))) {
     g->table_bytes = p->filled;
     p->table = g->table;
     p->sought = p->digest;

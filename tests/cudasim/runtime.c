@@ -51,7 +51,7 @@ struct block {
   struct block *next;
 };
 
-static int capturing, fail_in, fail_graphs, device_count = 1, current_device, has_pools = 1;
+static int capturing, fail_in, fail_graphs, fail_captures, device_count = 1, current_device, has_pools = 1;
 static int reached; /* the device whose memory is not poisoned */
 static size_t refused, pooled;   /* bytes: of the allocation that failed last; in use */
 static struct clock host;
@@ -71,6 +71,11 @@ void cudasim_fail_allocation(int n)
 void cudasim_fail_graphs(int n)
 {
   fail_graphs = n;
+}
+
+void cudasim_fail_captures(int n)
+{
+  fail_captures = n;
 }
 
 void cudasim_devices(int count)
@@ -485,6 +490,10 @@ int cudaEventSynchronize(struct cudasim_event *e)
 int cudaStreamBeginCapture(struct cudasim_stream *s, enum cudaStreamCaptureMode mode)
 {
   (void)mode;
+  if (fail_captures > 0) {
+    fail_captures--;
+    return cudaErrorMemoryAllocation;
+  }
   s->capture = calloc(1, sizeof *s->capture);
   if (!s->capture)
     return cudaErrorMemoryAllocation;

@@ -43,6 +43,8 @@ void cudasim_reset(void);
 void cudasim_fail_allocation(int n);
 /* The next n graphs cannot be instantiated. */
 void cudasim_fail_graphs(int n);
+/* The next n captures cannot begin for want of memory. */
+void cudasim_fail_captures(int n);
 /* How many devices there are said to be; 1 at first. */
 void cudasim_devices(int count);
 /* Whether devices have memory pools, as they do at first; for backends that are opened later. */

@@ -310,6 +310,39 @@ static void test_no_memory(void **state)
   assert_int_equal(cudasim_counts().live, 0);
 }
 
+/* A capture that cannot begin ends its pass, and leaves nothing to the next one, which has other numbers. */
+static void test_no_capture(void **state)
+{
+  static float got[B * T * D], want[B * T * D];
+  struct bench captured, plain;
+  const struct be_ops *o;
+  struct numbers n = start;
+  struct err e = {0};
+  int again = 0;
+
+  (void)state;
+  bench_open(&captured, 0);
+  bench_open(&plain, 1);
+  o = captured.be.ops;
+  pass(&captured, &start, got);
+  cudasim_fail_captures(1);
+  must(o->pass_begin(&captured.be, captured.own, OWN, &e), &e);
+  must(o->pass_end(&captured.be, ops(&captured, &start, &e), &again, &e), &e);
+  assert_true(again);
+  assert_int_equal(o->pass_begin(&captured.be, captured.own, OWN, &e), E_NOMEM);
+  n.t[1] = 3;
+  n.prompt[0] = 3;
+  for (int i = 0; i < 2; i++) {
+    pass(&plain, &n, want);
+    pass(&captured, &n, got);
+    assert_memory_equal(got, want, sizeof got);
+  }
+  expect_replay(&captured, &plain, &start);
+  bench_close(&captured);
+  bench_close(&plain);
+  assert_true(cudasim_counts().live == 0 && cudasim_counts().live_graphs == 0);
+}
+
 /* More shapes than there is room for: the graph that was not used for longest goes. */
 static void test_many_shapes(void **state)
 {
@@ -542,7 +575,7 @@ int main(int argc, char **argv)
 {
   const struct CMUnitTest model[] = {cmocka_unit_test(test_model), cmocka_unit_test(test_launches)}, tests[] = {
       cmocka_unit_test(test_replays), cmocka_unit_test(test_other_graphs), cmocka_unit_test(test_moved_scratch), cmocka_unit_test(test_refused),
-      cmocka_unit_test(test_no_memory), cmocka_unit_test(test_many_shapes), cmocka_unit_test(test_outside_only),
+      cmocka_unit_test(test_no_memory), cmocka_unit_test(test_no_capture), cmocka_unit_test(test_many_shapes), cmocka_unit_test(test_outside_only),
   };
 
   int failed = cmocka_run_group_tests_name("passes", tests, NULL, NULL);

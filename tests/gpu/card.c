@@ -14,6 +14,7 @@ cudaError_t __real_cudaFreeHost(void *p);
 cudaError_t __real_cudaMallocAsync(void **p, size_t bytes, cudaStream_t s);
 cudaError_t __real_cudaFreeAsync(void *p, cudaStream_t s);
 cudaError_t __real_cudaStreamSynchronize(cudaStream_t s);
+cudaError_t __real_cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode);
 cudaError_t __real_cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags);
 cudaError_t __real_cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s);
 cudaError_t __real_cudaGraphExecDestroy(cudaGraphExec_t exec);
@@ -24,12 +25,13 @@ cudaError_t __wrap_cudaFreeHost(void *p);
 cudaError_t __wrap_cudaMallocAsync(void **p, size_t bytes, cudaStream_t s);
 cudaError_t __wrap_cudaFreeAsync(void *p, cudaStream_t s);
 cudaError_t __wrap_cudaStreamSynchronize(cudaStream_t s);
+cudaError_t __wrap_cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode);
 cudaError_t __wrap_cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags);
 cudaError_t __wrap_cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s);
 cudaError_t __wrap_cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 static struct cudasim_count count;
-static int fail_in, fail_graphs;
+static int fail_in, fail_graphs, fail_captures;
 static size_t refused; /* bytes of the allocation that failed last */
 
 int cudasim_is_card(void)
@@ -62,6 +64,11 @@ void cudasim_fail_allocation(int n)
 void cudasim_fail_graphs(int n)
 {
   fail_graphs = n;
+}
+
+void cudasim_fail_captures(int n)
+{
+  fail_captures = n;
 }
 
 void cudasim_pools(int are_there)
@@ -135,6 +142,15 @@ cudaError_t __wrap_cudaFreeHost(void *p)
   count.stops += p != NULL;
   count.live -= p != NULL;
   return p ? __real_cudaFreeHost(p) : cudaSuccess;
+}
+
+cudaError_t __wrap_cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode)
+{
+  if (fail_captures > 0) {
+    fail_captures--;
+    return cudaErrorMemoryAllocation;
+  }
+  return __real_cudaStreamBeginCapture(s, mode);
 }
 
 cudaError_t __wrap_cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long flags)
