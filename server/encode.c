@@ -188,7 +188,7 @@ static struct blob *preview_blob(struct encoder *n, struct job *j, struct err *e
   if (!image_encode_picture(n->image, &file, j->preview_rgb, &recipe, IMAGE_PROVENANCE, e))
     b = malloc(sizeof *b + file.len);
   if (b) {
-    *b = (struct blob){.refs = 1, .picture = j->preview_picture, .step = j->preview_step, .len = file.len};
+    *b = (struct blob){.refs = 1, .picture = j->preview_picture, .step = j->preview_step, .format = j->req.format, .len = file.len};
     memcpy(b->data, file.p, file.len);
   }
   buf_close(&file);

@@ -77,6 +77,7 @@ struct blob {
   _Atomic int refs;
   int number;        /* of the preview in its job, from 1 */
   int picture, step; /* what it shows */
+  enum image_format format;
   size_t len;
   char data[];
 };

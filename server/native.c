@@ -569,7 +569,7 @@ static int add_news(struct exchange *x, const struct store_job *s, struct buf *o
   if (now.preview) {
     struct jobs_progress p = {.step = now.preview->step, .steps = v.progress.steps, .picture = now.preview->picture, .pictures = now.pictures};
     st->seen_previews = now.preview->number;
-    (void)!jobs_event_preview(out, ++st->events, &p, st->job->req.format, now.preview->data, now.preview->len, e);
+    (void)!jobs_event_preview(out, ++st->events, &p, now.preview->format, now.preview->data, now.preview->len, e);
     blob_unref(now.preview);
   }
   return 1;
