@@ -122,12 +122,16 @@ static int read_texts(struct store_db *d, sqlite3_stmt *s, struct store_job *j, 
   return 0;
 }
 
-static void read_file(sqlite3_stmt *s, struct store_file *f)
+static int read_file(struct store_db *d, sqlite3_stmt *s, struct store_file *f, struct err *e)
 {
-  *f = (struct store_file){.format = (enum image_format)sqlite3_column_int(s, 2), .bytes = (size_t)sqlite3_column_int64(s, 3),
-                           .expires_ms = sqlite3_column_int64(s, 5)};
+  int format = sqlite3_column_int(s, 2);
+
+  if (format < IMAGE_PNG || format > IMAGE_WEBP)
+    return err_field(e, E_FILE, "jobs.db", "%s: file %.40s is damaged", d->db.path, db_text(s, 1));
+  *f = (struct store_file){.format = (enum image_format)format, .bytes = (size_t)sqlite3_column_int64(s, 3), .expires_ms = sqlite3_column_int64(s, 5)};
   copy(f->name, sizeof f->name, s, 1);
   copy(f->digest, sizeof f->digest, s, 4);
+  return 0;
 }
 
 static int read_files(struct store_db *d, struct store_job *j, struct err *e)
@@ -136,12 +140,12 @@ static int read_files(struct store_db *d, struct store_job *j, struct err *e)
   int code, r = 0;
 
   sqlite3_bind_int64(s, 1, j->seq);
-  while ((code = sqlite3_step(s)) == SQLITE_ROW) {
+  while (!r && (code = sqlite3_step(s)) == SQLITE_ROW) {
     int n = sqlite3_column_int(s, 0);
     if (n >= 0 && n < j->n_files)
-      read_file(s, &j->file[n]);
+      r = read_file(d, s, &j->file[n], e);
   }
-  if (code != SQLITE_DONE)
+  if (!r && code != SQLITE_DONE)
     r = db_fail(&d->db, "cannot read", e);
   reset(s);
   return r;
@@ -433,7 +437,7 @@ int store_db_find_file(struct store_db *d, const char *name, struct store_file *
   bind_text(s, 1, name);
   code = sqlite3_step(s);
   if (code == SQLITE_ROW)
-    read_file(s, f);
+    r = read_file(d, s, f, e);
   else if (code == SQLITE_DONE)
     err_field(no, E_NOTFOUND, "name", "there is no such file, or it has expired");
   else
