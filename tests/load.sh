@@ -1,8 +1,9 @@
 #!/bin/bash
 # load.sh BINARY - the real daemon with two devices under a small mixed load, for builds with sanitizers: pictures side by side, bad requests,
-# clients that go away, a full queue, durable jobs with their events, the web page, an operator's requests, swaps of the safety adapters, styles composed over them,
-# and SIGTERM while pictures are drawn. Passes when every answer has an
-# expected status, the daemon ends with status 0, and no sanitizer has said anything. Called by `tests/run san`.
+# clients that go away, a full queue, durable jobs with their events, A1111's clients with first pictures, interrupts and skips, a tenant's limits, streams that
+# nobody reads to their end, the web page, metrics, an operator's requests, swaps of the safety adapters, uploads, styles composed over them, and SIGTERM while
+# pictures are drawn. Passes when every answer has an expected status, the daemon ends with status 0, and no sanitizer has said anything. Called by
+# `tests/run san`.
 set -u
 cd "$(dirname "$0")/.."
 bin=$1
@@ -53,6 +54,21 @@ settle() { # waits for the clients, not for the daemon
   clients=()
   [ ! -s "$dir/wrong" ] || fail "$(cat "$dir/wrong")"
 }
+# until_it WHAT COMMAND...: waits until the command succeeds.
+until_it() {
+  local what=$1
+  shift
+  for _ in $(seq 600); do
+    ! "$@" || return 0
+    kill -0 $pid 2>/dev/null || fail 'the daemon has ended'
+    sleep 0.1
+  done
+  fail "waited a minute for $what"
+}
+# Whose clients have gone may be drawn for a moment more: only then is there room for as many as the queue has places.
+is_idle() {
+  curl -s --unix-socket "$dir/state/admin.sock" http://admin/v1/admin/activity | grep -q '"active":0[,}]'
+}
 clients=()
 small='"steps":2,"size":"64x64"'
 
@@ -88,6 +104,7 @@ for i in 1 2 3 4 5 6 7 8; do
   clients+=($!)
 done
 settle
+until_it 'those whose clients have left' is_idle
 draw again 200 "{\"prompt\":\"a red apple\",$small,\"seed\":1}"
 cmp -s <(tr , '\n' <"$dir/first.out" | grep b64_json) <(tr , '\n' <"$dir/again.out" | grep b64_json) ||
   fail 'the same request gave another picture after the load'
@@ -124,6 +141,88 @@ for i in 1 2 3 4 5 6 7 8 9 10 11 12; do
   [ $((i % 4)) != 0 ] || settle
 done
 
+# A1111's clients: first pictures, progress, interrupt and skip, while somebody looks at the metrics and at the operator's page
+until_it 'the streams to end' is_idle
+look() { # look COMMAND...: again and again, until somebody has seen enough
+  while [ -e "$dir/server.log" ] && [ ! -e "$dir/seen-enough" ]; do
+    "$@"
+    sleep 0.1
+  done
+}
+look_as_operator() {
+  ask scrape 200 "$url/metrics"
+  manage page 200 admin/activity
+}
+look_as_client() {
+  ask progress 200 "$url/sdapi/v1/progress"
+  ask waits 200 "$url/queue/status"
+  ask usage 200 "$url/sdapi/v1/system-info/status?full=true"
+}
+a1111() { # a1111 NAME EXPECTED ROUTE JSON [CURL-ARGUMENT...]
+  local name=$1 want=$2 route=$3 body=$4
+  shift 4
+  ask "$name" "$want" -H 'Content-Type: application/json' -d "$body" "$@" "$url/sdapi/v1/$route"
+}
+is_drawn() { # is_drawn: a step of the job at hand, at least
+  curl -s "$url/sdapi/v1/progress?skip_current_image=true" | grep -q '"sampling_step":[1-9]'
+}
+picture=$(tr , '\n' <"$dir/first.out" | sed -n 's/.*"b64_json":"\([^"]*\)".*/\1/p')
+base64 -d <<<"$picture" >"$dir/picture.png"
+side='"width":64,"height":64'
+first="\"init_images\":[\"$picture\"],$side"
+look look_as_operator & lookers=($!)
+look look_as_client & lookers+=($!)
+for i in 1 2 3; do
+  a1111 "img$i" 200 img2img "{\"prompt\":\"a dog\",$first,\"steps\":8,\"denoising_strength\":0.5,\"batch_size\":$i,\"seed\":$i}" &
+  clients+=($!)
+done
+settle
+until_it 'the first pictures' is_idle
+ask edit 200 -F image=@"$dir/picture.png" -F prompt='a dog' -F size=64x64 -F steps=2 "$url/v1/images/edits" &
+clients+=($!)
+for i in 1 2; do # whose clients leave while they are read, or soon after
+  curl -s -o /dev/null --max-time 0.0$((4 * i)) -H 'Content-Type: application/json' \
+    -d "{\"prompt\":\"gone\",$first,\"steps\":50}" "$url/sdapi/v1/img2img" &
+  clients+=($!)
+done
+settle
+a1111 broken 400 img2img "{\"prompt\":\"x\",\"init_images\":[\"bm8gcGljdHVyZQ==\"],$side}"
+until_it 'those whose clients have left' is_idle
+interrupt() {
+  a1111 interrupt 200 interrupt '{}'
+  is_idle
+}
+for round in 1 2; do
+  a1111 "cut$round" 200 txt2img "{\"prompt\":\"a cat\",$side,\"steps\":100,\"batch_size\":3}" &
+  clients+=($!)
+  until_it 'a step' is_drawn
+  a1111 "skip$round" 200 skip '{}'
+  a1111 "behind$round" 200 img2img "{\"prompt\":\"a cat\",$first,\"steps\":100,\"batch_size\":2}" &
+  clients+=($!)
+  sleep 0.3
+  until_it 'what is interrupted' interrupt
+  settle
+done
+
+# a tenant who may have one picture at a time; streams whose readers leave when they have seen something
+anna=(-H 'Authorization: Bearer anna-key-0123456789' -H 'Content-Type: application/json')
+stream="\"prompt\":\"a tree\",\"size\":\"64x64\",\"steps\":150,\"stream\":true,\"partial_images\":3"
+for i in 1 2; do
+  curl -sN -o "$dir/leaves$i.out" "${anna[@]}" "$url/v1/images/generations" -d "{$stream,\"seed\":$i}" &
+  leaver=$!
+  until_it 'a preview' test -s "$dir/leaves$i.out"
+  ask "second$i" 429 "${anna[@]}" "$url/v1/images/generations" -d "{\"prompt\":\"a tree\",$small}"
+  draw "keyless$i" 200 "{\"prompt\":\"a tree\",$small}"
+  kill $leaver
+  wait $leaver 2>/dev/null
+  until_it 'the job whose reader has left' is_idle
+  ask "third$i" 200 "${anna[@]}" "$url/v1/images/generations" -d "{\"prompt\":\"a tree\",$small}"
+done
+ask stranger 401 -H 'Authorization: Bearer nobody' -H 'Content-Type: application/json' -d "{\"prompt\":\"x\"}" "$url/v1/images/generations"
+touch "$dir/seen-enough"
+clients+=("${lookers[@]}")
+settle
+
 # swaps while pictures are drawn, some of them with styles over what is swapped: composed again, never drawn over what was
 swap() { # swap FROM TO
   sed "s/\"adapter\": \"$1\"/\"adapter\": \"$2\"/" "$dir/policy/policy.json" >"$dir/policy/new" && mv "$dir/policy/new" "$dir/policy/policy.json"
@@ -152,7 +251,20 @@ done
 [ "$(grep -c 'is live$' "$dir/server.log")" -ge 3 ] || fail 'the swaps did not go live'
 manage activate '200' admin/profiles/default/activate -X POST
 manage nobody 404 admin/profiles/nobody/activate -X POST
-manage upload '400|404' admin/adapters/nobody -H 'Content-Type: application/octet-stream' --data-binary x
+manage upload 404 admin/adapters/nobody -H 'Content-Type: application/octet-stream' --data-binary x
+
+# another file for the live adapter, activated and rolled back while pictures are drawn under what is live
+until_it 'what the swaps have left' is_idle
+upload=(-H 'Content-Type: application/octet-stream' --data-binary)
+draw under 200 "{\"prompt\":\"a cat\",\"steps\":12,\"size\":\"64x64\",\"n\":4}" &
+clients+=($!)
+draw over 200 "{\"prompt\":\"a cat\",\"steps\":6,\"size\":\"64x64\",\"loras\":[{\"name\":\"wash\",\"scale\":0.5}]}" &
+clients+=($!)
+manage damaged 400 admin/adapters/a "${upload[@]}" x
+manage file 200 admin/adapters/a "${upload[@]}" @"$dir/policy/ink.safetensors"
+manage live 200 admin/profiles/default/activate -X POST
+manage back 200 admin/profiles/default/rollback -X POST
+manage retire 400 admin/adapters/a -X DELETE
 settle
 "$bin" audit verify --state "$dir/state" >/dev/null 2>"$dir/verify" || fail "the audit log: $(cat "$dir/verify")"
 

@@ -93,8 +93,8 @@ class Policy:
         self.content["profiles"][name] = {**({"required": entries} if entries else {}), **more}
         return self
 
-    def tenant(self, name, key, profile):
-        self.content.setdefault("tenants", {})[name] = {"key_hash": key_hash(key), "profile": profile}
+    def tenant(self, name, key, profile, **more):
+        self.content.setdefault("tenants", {})[name] = {"key_hash": key_hash(key), "profile": profile, **more}
         return self
 
     def write(self):
@@ -104,10 +104,11 @@ class Policy:
         return self
 
 
-if __name__ == "__main__":  # adapters.py FOLDER: two adapters and two styles with a policy, for tests/load.sh
+if __name__ == "__main__":  # adapters.py FOLDER: two adapters, two styles and a tenant with a policy, for tests/load.sh
     policy = Policy(sys.argv[1])
     for seed, name in enumerate(("a", "b")):
         policy.adapter(name, lora(seed))
     for seed, name in enumerate(("ink", "wash")):
         policy.adapter(name, lora(seed + 8, strength=0.1), pin=True)
-    policy.profile(required=["a"], styles=["ink", "wash"], max_style_norm_ratio=50).write()
+    policy.profile(required=["a"], styles=["ink", "wash"], max_style_norm_ratio=50)
+    policy.tenant("anna", "anna-key-0123456789", "default", limits={"concurrency": 1}).write()
