@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/own_folder.h"
 #include "kernels/backend.h"
 #include "kernels/compile.h"
 
@@ -22,19 +23,6 @@ MUST_CHECK static int beside(char *path, size_t size, const char *folder, const 
   int n = snprintf(path, size, "%s/%s", folder, name);
 
   return n > 0 && (size_t)n < size ? 0 : err_set(e, E_DEVICE, "the path of %s is longer than %zu bytes", name, size);
-}
-
-MUST_CHECK static int own_folder(char *path, size_t size, struct err *e)
-{
-  ssize_t n = readlink("/proc/self/exe", path, size - 1);
-  char *slash;
-
-  path[n > 0 ? n : 0] = '\0';
-  slash = strrchr(path, '/');
-  if (!slash)
-    return err_set(e, E_DEVICE, "the program's own folder is not known, so that safelight-cuda.so is not found");
-  *slash = '\0';
-  return 0;
 }
 
 /* A function of folder/safelight-cuda.so. who: how the sentences begin. */

@@ -20,9 +20,10 @@
 #include "server/commands.h"
 #include "server/compile_walk.h"
 #include "server/config.h"
+#include "server/gpu_file.h"
 #include "server/worker.h"
 
-enum { SIZES_MAX = 64, SIDE_MAX = 4096, DESCRIPTION_MAX = 1 << 16, THREADS_MAX = 256, PATH = 4096, NOTE_EVERY_S = 10 };
+enum { SIZES_MAX = 64, SIDE_MAX = 4096, THREADS_MAX = 256, PATH = 4096, NOTE_EVERY_S = 10 };
 
 struct options {
   const char *device, *model, *arch, *state, *out;
@@ -31,9 +32,9 @@ struct options {
 };
 
 static const char usage[] =
-  "usage: safelight compile --device FILE [options]\n"
+  "usage: safelight compile --device NAME [options]\n"
   "Compiles for a GPU that need not be there what cuDNN compiles for this model; a daemon on that GPU finds it and compiles nothing.\n"
-  "      --device FILE   the GPU's description: deploy/devices/h200.json\n"
+  "      --device NAME   the GPU: h200, or the file of its description, ./h200.json (a name that is not known lists those that are)\n"
   "      --driver X.Y    CUDA version of that machine's driver, as nvidia-smi shows it (the description's)\n"
   "      --model DIR     folder of the checkpoint (weights/emoji)\n"
   "      --arch NAME     instead: emoji, sd15, sd21 or sdxl, without a checkpoint\n"
@@ -105,7 +106,7 @@ MUST_CHECK static int parse_sizes(struct options *o, const char *s, struct err *
 MUST_CHECK static int check_together(const struct options *o, struct err *e)
 {
   if (!o->device)
-    return err_field(e, E_ARG, "--device", "--device FILE is missing: the GPU's description, such as deploy/devices/h200.json");
+    return err_field(e, E_ARG, "--device", "--device NAME is missing: the GPU, such as h200, or the file of its description");
   if (o->model && o->arch)
     return err_field(e, E_ARG, "--arch", "--model and --arch exclude each other");
   if (o->state && o->out)
@@ -150,34 +151,6 @@ MUST_CHECK static int parse(struct options *o, int argc, char **argv, int *want_
 }
 
 /* ---- files ---- */
-
-/* The device's description, freed by the caller. */
-MUST_CHECK static int read_description(char **out, const char *path, struct err *e)
-{
-  FILE *f = fopen(path, "rb");
-  char *text = NULL;
-  size_t n = 0;
-  int r = 0;
-
-  *out = NULL;
-  if (!f)
-    return err_field(e, E_FILE, "--device", "cannot read %.300s: %s; deploy/devices has descriptions of GPUs", path, strerror(errno));
-  text = malloc(DESCRIPTION_MAX);
-  if (!text)
-    r = err_set(e, E_NOMEM, "out of memory for a description");
-  else
-    n = fread(text, 1, DESCRIPTION_MAX, f);
-  if (!r && (ferror(f) || n == 0 || n == DESCRIPTION_MAX || memchr(text, 0, n)))
-    r = err_field(e, E_FILE, "--device", "%.300s is not the description of a GPU: JSON of less than %d bytes", path, DESCRIPTION_MAX);
-  fclose(f);
-  if (r) {
-    free(text);
-    return r;
-  }
-  text[n] = '\0';
-  *out = text;
-  return 0;
-}
 
 MUST_CHECK static int make_folder(const char *path, struct err *e)
 {
@@ -292,7 +265,7 @@ MUST_CHECK static int compile(const struct options *o, struct err *e)
   struct compiler_config cfg = {.driver = o->driver, .folder = folder, .want_f16 = o->want_f16};
   int r;
 
-  if ((r = read_description(&description, o->device, e)) || (r = compiler_find(&ops, e)))
+  if ((r = gpu_file_read(&description, o->device, e)) || (r = compiler_find(&ops, e)))
     goto out;
   cfg.description = description;
   r = ops->open(&c, &cfg, e);

@@ -49,7 +49,7 @@ def test_a_restart_compiles_nothing(start):
 
 
 @pytest.mark.parametrize("args, words", [
-    ([], "--device FILE is missing"),
+    ([], "--device NAME is missing"),
     ([*H200, "--model", "x", "--arch", "sd15"], "--model and --arch exclude each other"),
     ([*H200, "--state", "x", "--out", "y"], "--state and --out exclude each other"),
     ([*H200, "--arch", "sd15", "--chunks", "2"], "--chunks needs --model"),
@@ -81,7 +81,29 @@ def test_compile_usage(args, words):
 
 def test_compile_help():
     done = run("--help")
-    assert done.returncode == 0 and done.stdout.startswith("usage: safelight compile --device FILE") and not done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("usage: safelight compile --device NAME") and not done.stderr
+
+
+def test_compile_knows_gpus_by_name(tmp_path):
+    """In a checkout, and where the images have the program: a description that was found is not what is missing."""
+    known = ", ".join(sorted(path.stem for path in (ROOT / "deploy/devices").iterdir()))
+    subprocess.run([ROOT / "deploy/program-files", os.path.dirname(BINARY), tmp_path / "usr"], check=True)
+    installed = tmp_path / "usr/bin/safelight"
+    for name in ("safelight-cuda.so", "safelight-no-driver.so"):
+        installed.with_name(name).unlink(missing_ok=True)
+    link = tmp_path / "safelight"
+    link.symlink_to(installed)
+    for binary in (BINARY, installed, link):
+        done = run("--device", "h100", "--list", binary=binary)
+        assert done.returncode == 1 and f'no GPU with the name "h100": known are {known}; a path such as ./h100.json' in done.stderr
+        done = run("--device", "./h100.json", "--list", binary=binary)
+        assert done.returncode == 1 and f"cannot read ./h100.json: No such file or directory; by name known are {known}\n" in done.stderr
+    for binary in (installed, link):
+        done = run("--device", "h200", "--list", binary=binary)
+        assert done.returncode == 1 and f"{tmp_path}/usr/bin/safelight-no-driver.so: `make cuda`" in done.stderr
+    (tmp_path / "usr/share").rename(tmp_path / "share")
+    done = run("--device", "h200", "--list", binary=installed)
+    assert done.returncode == 1 and 'no GPU with the name "h200": no description lies where the program was installed' in done.stderr
 
 
 def test_compile_without_libraries(tmp_path):
