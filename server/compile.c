@@ -41,7 +41,7 @@ static const char usage[] =
   "      --size WxH|N    pixels of a picture; several with commas or again (the model's own)\n"
   "      --batch N       pictures that make one step together, as the daemon's option (8)\n"
   "      --chunks N      longest prompt, in chunks of 75 tokens (1)\n"
-  "      --f16           activations in fp16, where they would be bf16 as the daemon's\n"
+  "      --f16           activations in fp16, as the daemon's with `activations` fp16; else in bf16\n"
   "      --state DIR     the daemon's state folder, whose plans/ is filled (safelight-state)\n"
   "      --out DIR       instead: this folder\n"
   "  -j, --threads N     that compile (as many as the machine has)\n"

@@ -38,6 +38,9 @@ static const struct option options[] = {
      "model needs one of its own."},
     {"name", TEXT, AT(name), "", 0, 63, NULL, "Name that clients know the model by; empty: the checkpoint's own."},
     {"backend", TEXT, AT(backend), "auto", 0, 0, "auto|cpu|cuda|ref", "What computes: auto is the best that this machine runs."},
+    {"activations", TEXT, AT(activations), "auto", 0, 0, "auto|bf16|fp16|fp32",
+     "Number format of activations: auto is bf16 where the device computes in it, else fp32. fp16, on GPUs alone, has three bits more than bf16 and ends at "
+     "65504: pictures whose numbers go beyond are withheld, as with SDXL's own VAE. fp32 is for processors. What the backend cannot do ends the start."},
     {"devices", TEXT, AT(devices), "0", 0, 0, NULL,
      "Which GPUs draw, such as 0,1: each has a thread and the model's weights of its own, and takes jobs from the one queue. On a processor a list makes as "
      "many engines beside each other, each with its share of the threads and, again, weights of its own."},

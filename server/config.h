@@ -21,7 +21,7 @@ struct config {
   char model[CONFIG_TEXT];
   char policy[CONFIG_TEXT];
   char name[CONFIG_TEXT];
-  char backend[CONFIG_TEXT];
+  char backend[CONFIG_TEXT], activations[CONFIG_TEXT];
   char devices[CONFIG_TEXT]; /* devices.h reads it */
   int threads;
   int size, max_size;

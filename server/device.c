@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "server/activations.h"
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/worker.h"
@@ -80,7 +81,8 @@ static int load(struct device *d, struct err *e)
   struct request_limits limits;
   int64_t t = clock_ns();
 
-  if (be_open(&d->be, w->ops, &bc, e))
+  activations_ask(&bc, d->cfg->activations);
+  if (be_open(&d->be, w->ops, &bc, e) || activations_check(&d->be, d->cfg->activations, e))
     return e->code;
   if (worker_state(w) == WORKER_FAILED) /* another device: loading would only hold up the end */
     return err_set(e, E_NOTREADY, "the server is stopping");

@@ -21,6 +21,7 @@
 #include "kernels/cuda/plan_file.h"
 #include "kernels/cuda/plans.h"
 #include "models/rng.h"
+#include "server/activations.h"
 #include "tests/cudasim/sim.h"
 #include "tests/cudasim/wrong.h"
 
@@ -440,11 +441,43 @@ static void test_devices(void **state)
   assert_int_equal(cudasim_counts().live, 0);
 }
 
+/* The option `activations` on a GPU: what it chooses, and that fp32 is refused instead of taken for something else. */
+static void test_activations(void **state)
+{
+  static const struct {
+    const char *word, *said;
+    enum dtype act;
+  } cases[] = {{"auto", ", bf16", DT_BF16}, {"bf16", ", bf16", DT_BF16}, {"fp16", ", fp16", DT_F16}, {"fp32", NULL, DT_F32}};
+
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    struct be_config cfg = {0};
+    struct err e = {0};
+    struct be be, lane;
+
+    activations_ask(&cfg, cases[i].word);
+    must(be_open(&be, &be_cuda, &cfg, &e), &e);
+    if (cases[i].said) {
+      must(activations_check(&be, cases[i].word, &e), &e);
+      must(be.ops->open_lane(&lane, &be, 1, &e), &e);
+      assert_true(be.act == cases[i].act && lane.act == cases[i].act);
+      assert_string_equal(be.info + strlen(be.info) - strlen(cases[i].said), cases[i].said);
+      be_close(&lane);
+    } else {
+      assert_int_equal(activations_check(&be, cases[i].word, &e), E_ARG);
+      assert_string_equal(e.field, "activations");
+      assert_non_null(strstr(e.msg, "cannot be fp32 with the backend cuda"));
+    }
+    be_close(&be);
+  }
+}
+
 int main(void)
 {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_plans), cmocka_unit_test(test_plan_files), cmocka_unit_test(test_device_id),
                                      cmocka_unit_test(test_keys), cmocka_unit_test(test_flat), cmocka_unit_test(test_randn), cmocka_unit_test(test_memory),
-                                     cmocka_unit_test(test_devices), cmocka_unit_test(test_allocation_errors)};
+                                     cmocka_unit_test(test_devices), cmocka_unit_test(test_activations),
+                                     cmocka_unit_test(test_allocation_errors)};
 
   return cmocka_run_group_tests_name("backend", tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
 /*
  * test_draws.c - pictures in company on be_cuda: whatever a picture shares its steps with, and whichever of them are replayed, it has the bits that it
- * has alone, launched op by op. And what the device thread does for a step: it takes no memory, transfers nothing and waits for nothing.
+ * has alone, launched op by op. What the device thread does for a step: it takes no memory, transfers nothing and waits for nothing. And a picture whose
+ * numbers go beyond fp16 is withheld.
  *
  * The pictures differ in prompt, seed, steps, sampler, guidance, size and generation, and in what they start from: noise, a picture, a picture under
  * a mask. The tiny checkpoint of tests/golden draws them. Run from the root of the repository. Threads: one.
@@ -308,6 +309,51 @@ static void test_without_pools(void **state)
   assert_memory_equal(without, with, RGB);
 }
 
+/* The VAE's configuration says that latents are smaller than they are: the decoder gets numbers around 1e5. */
+static void swell(const char *dir)
+{
+  char path[300], text[4096] = "";
+  FILE *f;
+
+  snprintf(path, sizeof path, "%s/vae/config.json", dir);
+  f = fopen(path, "r+");
+  assert_non_null(f);
+  assert_true(fread(text, 1, sizeof text - 1, f) > 2 && text[0] == '{');
+  rewind(f);
+  fprintf(f, "{\"scaling_factor\": 1e-5, %s", text + 1);
+  assert_int_equal(fclose(f), 0);
+}
+
+/* A decoder whose numbers end beyond 65504, as that of SDXL's own VAE: bf16 draws it, and fp16 has an error instead of a black picture. */
+static void test_beyond_f16(void **state)
+{
+  static uint8_t rgb[RGB];
+
+  (void)state;
+  for (int want_f16 = 0; want_f16 < 2; want_f16++) {
+    const struct draw_params p = params(0);
+    struct err e = {0};
+    struct tiny t;
+    struct draw *d;
+    int r;
+
+    tiny_open(&t, &be_cuda, &(struct be_config){.want_f16 = want_f16}, "sd15", NULL);
+    model_close(t.m);
+    swell(t.dir);
+    must(model_open(&t.m, &t.be, t.dir, &e), &e);
+    must(model_reserve(t.m, SIDE, SIDE, &e), &e);
+    must(draw_prepare(&d, t.m, &p, &e), &e);
+    must(draw_start(d, model_lane(t.m), model_base(t.m), &e), &e);
+    while (!is_done(d))
+      must(draw_step(d, &e), &e);
+    r = draw_decode(d, model_lane(t.m), rgb, &e);
+    assert_int_equal(r, want_f16 ? E_INTERNAL : 0);
+    assert_true(!want_f16 || strstr(e.msg, "values of the picture are not finite: the picture is withheld"));
+    draw_close(d);
+    tiny_close(&t);
+  }
+}
+
 static int draw_first(void **state)
 {
   (void)state;
@@ -321,7 +367,7 @@ static int draw_first(void **state)
 int main(void)
 {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_together), cmocka_unit_test(test_short_memory), cmocka_unit_test(test_quiet),
-                                     cmocka_unit_test(test_without_pools)};
+                                     cmocka_unit_test(test_without_pools), cmocka_unit_test(test_beyond_f16)};
 
   return cmocka_run_group_tests_name("draws", tests, draw_first, NULL);
 }

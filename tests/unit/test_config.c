@@ -76,6 +76,7 @@ static void test_defaults(void **state)
   assert_int_equal(c.port, 8080);
   assert_int_equal(c.running, 16);
   assert_int_equal(c.page, 1);
+  assert_string_equal(c.activations, "auto");
   assert_int_equal(c.log_prompts, 0);
   assert_int_equal(c.max_guidance, 30);
   /* Each default passes its own bounds: the printed file is read by the same checks. */
@@ -147,6 +148,8 @@ static void test_refusals(void **state)
   refused("--guidance", "1e400", "number");
   refused("--backend", "gpu", "auto|cpu|cuda|ref");
   refused("--backend", "auto|cpu", "auto|cpu|cuda|ref");
+  refused("--activations", "float16", "auto|bf16|fp16|fp32");
+  refused("--activations", "", "auto|bf16|fp16|fp32");
   refused("--page", "maybe", "yes or no");
   refused("--prot", "1", "no option --prot");
   refused("--por", "1", "no option --por");

@@ -1,6 +1,6 @@
 /*
- * test_worker.c - what the devices are together: the first failure is the worker's, names its device, and stays. Loading and drawing are tested over the
- * wire. Threads: none.
+ * test_worker.c - what the devices are together: the first failure is the worker's, names its device, and stays. And what the option `activations` comes to
+ * on a processor. Loading and drawing are tested over the wire. Threads: none.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "server/activations.h"
 #include "server/worker.h"
 
 struct rig {
@@ -112,9 +113,40 @@ static void test_one_device(void **state)
   }
 }
 
+/* A backend that computes in anything but what was asked for is refused, and the sentence says what it does. bf16 is had where auto is bf16. */
+static void test_activations(void **state)
+{
+  static const struct be_ops *const ops[] = {&be_cpu, &be_ref};
+  static const char *const words[] = {"auto", "bf16", "fp16", "fp32"};
+
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    int has_bf16 = 0;
+
+    for (int k = 0; k < 4; k++) {
+      struct be_config cfg = {.threads = 1};
+      struct err e = {0};
+      struct be be;
+      int r;
+
+      activations_ask(&cfg, words[k]);
+      assert_int_equal(be_open(&be, ops[i], &cfg, &e), 0);
+      r = activations_check(&be, words[k], &e);
+      if (k == 0)
+        has_bf16 = be.act == DT_BF16;
+      assert_int_equal(r, k == 2 || (k == 1 && !has_bf16) ? E_ARG : 0);
+      assert_true(k != 3 || be.act == DT_F32);
+      assert_true(!r || (!strcmp(e.field, "activations") && strstr(e.msg, words[k]) && strstr(e.msg, has_bf16 ? "auto is bf16" : "auto is fp32")));
+      be_close(&be);
+    }
+    assert_true(ops[i] == &be_cpu || !has_bf16);
+  }
+}
+
 int main(void)
 {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_who_is_who), cmocka_unit_test(test_first_failure_stays), cmocka_unit_test(test_one_device)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_who_is_who), cmocka_unit_test(test_first_failure_stays), cmocka_unit_test(test_one_device),
+                                     cmocka_unit_test(test_activations)};
 
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
