@@ -33,9 +33,10 @@ MUST_CHECK int image_read(struct image *im, const void *file, size_t len, const 
 
 void image_free(struct image *im); /* takes zeroed and freed ones */
 
-/* Stretches im to w x h into *out: the mean of what a pixel covers when it shrinks, bilinear when it grows (a triangle as wide as the larger of both pixels,
- * along rows and then columns, as Pillow's BILINEAR). Every channel by itself: flatten before, where what is transparent must not shine through.
- * out->px is NULL after a failure (E_NOMEM). */
+/* Stretches im to w x h into *out: Lanczos with three lobes, as wide as the larger of both pixels, along rows and then columns, with the bits of Pillow's
+ * LANCZOS. So do A1111 (modules/images.py, resize_image) and diffusers (VaeImageProcessor, resample="lanczos") with first pictures and with masks.
+ * Beside a sharp edge it leaves a ripple of a few of 255, three pixels wide. Every channel by itself: flatten before, where what is transparent must not
+ * shine through. out->px is NULL after a failure (E_NOMEM). */
 MUST_CHECK int image_resize(struct image *out, const struct image *im, int w, int h, struct err *e);
 
 /* RGBA to RGB in place: over white, as A1111 does, or the colours as they stand below what is transparent. RGB stays as it is. */

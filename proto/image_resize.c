@@ -10,13 +10,15 @@
 #include "proto/image.h"
 #include "proto/image_read.h"
 
-enum { BITS = 14 }; /* of a weight's fraction: 255 * 2^14 * the weights' sum of 1 fits 32 bits with room for rounding */
+/* Of a weight's fraction. Weights of one pixel are 1 together and 1.572 at most without their signs (a corner of a picture that grows), so that a sum of bytes
+ * times weights, however far it has come, fits 32 bits. */
+enum { BITS = 22, LOBES = 3 };
 
 /* Which pixels of a line of in make each of a line of out, and how much of each. */
 struct weights {
   int most;           /* of them for one pixel */
   int *first, *count; /* (out) */
-  int32_t *weight;    /* (out, most), their sum 1 << BITS */
+  int32_t *weight;    /* (out, most) */
 };
 
 static void weights_close(struct weights *t)
@@ -26,27 +28,32 @@ static void weights_close(struct weights *t)
   free(t->weight);
 }
 
-/* The weights of one pixel: a triangle around center, as wide as support both ways, rounded so that the sum is exact: what is missing goes to the heaviest. */
-static void weigh(int32_t *w, int first, int n, double center, double support)
+static double sinc(double x)
 {
-  double sum = 0;
-  int32_t rest = 1 << BITS;
-  int top = 0;
+  return x == 0 ? 1 : sin(x * M_PI) / (x * M_PI);
+}
+
+static double lanczos(double x)
+{
+  return x >= -LOBES && x < LOBES ? sinc(x) * sinc(x / LOBES) : 0;
+}
+
+/* The weights of one pixel: n pixels from first on, around center, in units of the wider pixel. The terms are in Pillow's order, for its bits. */
+static void weigh(int32_t *w, int first, int n, double center, double wide)
+{
+  double sum = 0, unit = 1 / wide;
 
   for (int i = 0; i < n; i++)
-    sum += fmax(0, 1 - fabs((first + i + 0.5 - center) / support));
+    sum += lanczos((i + first - center + 0.5) * unit);
   for (int i = 0; i < n; i++) {
-    w[i] = (int32_t)lround(fmax(0, 1 - fabs((first + i + 0.5 - center) / support)) / sum * (1 << BITS));
-    rest -= w[i];
-    if (w[i] > w[top])
-      top = i;
+    double share = lanczos((i + first - center + 0.5) * unit) / sum * (1 << BITS);
+    w[i] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);
   }
-  w[top] += rest;
 }
 
 static int weights_open(struct weights *t, int in, int out)
 {
-  double scale = (double)in / out, support = fmax(1, scale);
+  double scale = (double)in / out, wide = fmax(1, scale), support = LOBES * wide;
 
   t->most = (int)ceil(support) * 2 + 1;
   t->first = malloc((size_t)out * sizeof *t->first);
@@ -56,26 +63,35 @@ static int weights_open(struct weights *t, int in, int out)
     return E_NOMEM;
   for (int i = 0; i < out; i++) {
     double center = (i + 0.5) * scale;
-    int first = (int)fmax(0, floor(center - support + 0.5)), end = (int)fmin(in, floor(center + support + 0.5));
+    int first = (int)fmax(0, center - support + 0.5), end = (int)fmin(in, center + support + 0.5);
     t->first[i] = first;
     t->count[i] = end - first;
-    weigh(t->weight + (size_t)i * (size_t)t->most, first, end - first, center, support);
+    weigh(t->weight + (size_t)i * (size_t)t->most, first, end - first, center, wide);
   }
   return 0;
 }
 
-/* One row of w pixels of c channels from a row of the picture. */
+/* Lanczos' negative lobes make more than white and less than black. */
+static uint8_t to_byte(int32_t sum)
+{
+  int v = sum >> BITS;
+
+  return (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+}
+
+/* One row of w pixels of c channels, 4 at most, from a row of the picture. */
 static void resize_row(uint8_t *to, const uint8_t *from, const struct weights *t, int w, int c)
 {
-  for (int x = 0; x < w; x++)
-    for (int k = 0; k < c; k++) {
-      const int32_t *weight = t->weight + (size_t)x * (size_t)t->most;
-      const uint8_t *p = from + (size_t)t->first[x] * (size_t)c + k;
-      int32_t sum = 1 << (BITS - 1);
-      for (int i = 0; i < t->count[x]; i++)
-        sum += weight[i] * p[(size_t)i * (size_t)c];
-      *to++ = (uint8_t)(sum >> BITS);
-    }
+  for (int x = 0; x < w; x++) {
+    const int32_t *weight = t->weight + (size_t)x * (size_t)t->most;
+    const uint8_t *p = from + (size_t)t->first[x] * (size_t)c;
+    int32_t sum[4] = {1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1)};
+    for (int i = 0; i < t->count[x]; i++, p += c)
+      for (int k = 0; k < c; k++)
+        sum[k] += weight[i] * p[k];
+    for (int k = 0; k < c; k++)
+      *to++ = to_byte(sum[k]);
+  }
 }
 
 /* Row y of the result from rows of n bytes; sum is room for n. */
@@ -90,7 +106,7 @@ static void resize_column(uint8_t *to, const uint8_t *from, const struct weights
       sum[i] += weight * row[i];
   }
   for (size_t i = 0; i < n; i++)
-    to[i] = (uint8_t)(sum[i] >> BITS);
+    to[i] = to_byte(sum[i]);
 }
 
 int image_resize(struct image *out, const struct image *im, int w, int h, struct err *e)

@@ -207,8 +207,8 @@ static void test_masks(void **state)
   request_close(&r);
   first_close(&f);
   f = (struct first){.file = {png(32, 32, 3, red, "init_images"), png(64, 64, 3, left_white, "mask")}, .mask = FIRST_MASK_LIGHT};
-  good(&f, 32, 32); /* stretched with the picture */
-  assert_true(r.mask[5] == 255 && r.mask[12] == 0);
+  good(&f, 32, 32); /* stretched with the picture, its edge as Pillow's LANCZOS has it */
+  assert_memory_equal(r.mask, "\377\377\377\377\377\376\377\361\016\0\001\0\0", 13);
   request_close(&r);
   f.mask = FIRST_MASK_ALPHA;
   assert_int_equal(decode(&f, 32, 32, &e), E_ARG); /* no alpha says nothing */
