@@ -1,9 +1,9 @@
 /*
  * safety_loader.c - the loader thread: opens a lane beside each device, builds what the policy asks for, then does what it is asked, one thing at a time.
  *
- * It runs at the lowest priority that the system has, so that building takes time from nobody. It alone makes, changes and frees adapters,
- * generations and what serving reads; see safety_state.h. It may block on its eventfd, on files, on the audit log, never on a job or a lock that
- * another thread holds for long. Called by safety.c. Threads: this file is the loader's.
+ * It runs at the lowest priority that the system has, so that building takes time from nobody; threads that it starts (proving.c) inherit that. It alone
+ * makes, changes and frees adapters, generations and what serving reads; see safety_state.h. It may block on its eventfd, on files, on the audit log, never
+ * on a job or a lock that another thread holds for long. Called by safety.c. Threads: this file is the loader's.
  */
 #include <sched.h>
 #include <stdlib.h>

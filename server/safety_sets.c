@@ -174,29 +174,45 @@ void set_uses(const struct set *set, struct adapter_use *use)
     use[i] = (struct adapter_use){.adapter = set->held[i]->adapter, .weight = set->weight[i], .required = 1};
 }
 
-/* The set on one device. Its digest tells base, form and members: one that differs from the first device's is another generation. */
-static int build_on(struct safety *s, struct live *l, int i, const struct adapter_use *use, int n, enum generation_form form, struct err *e)
-{
-  const struct proving *on = &s->on[i];
-  int r = generation_build(&l->g[i], model_base(on->model), model_sources(on->model), on->lane, use, n, form, &s->verifier.bounds, e);
+/* What is built on each device. */
+struct build {
+  const struct safety *s;
+  struct live *l;
+  const struct adapter_use *use;
+  int n;
+  enum generation_form form;
+};
 
-  if (!r && strcmp(l->g[i]->digest, l->g[0]->digest))
-    r = err_set(e, E_INTERNAL, "the generation has another digest than on device %d", s->on[0].number);
-  return r && s->devices > 1 ? err_wrap(e, "device %d", on->number) : r;
+static int build_on(void *arg, int i, struct err *e)
+{
+  const struct build *b = arg;
+  const struct proving *on = &b->s->on[i];
+
+  return generation_build(&b->l->g[i], model_base(on->model), model_sources(on->model), on->lane, b->use, b->n, b->form, &b->s->verifier.bounds, e);
+}
+
+/* A digest tells base, form and members: one that differs from the first device's is another generation. */
+static int check_same(const struct safety *s, const struct live *l, struct err *e)
+{
+  for (int i = 1; i < s->devices; i++)
+    if (strcmp(l->g[i]->digest, l->g[0]->digest))
+      return err_set(e, E_INTERNAL, "device %d: the generation has another digest than on device %d", s->on[i].number, s->on[0].number);
+  return 0;
 }
 
 int live_build(struct safety *s, struct live **out, const struct policy_profile *f, const struct set *set,
                const struct adapter_use *use, int n, enum generation_form form, struct err *e)
 {
   struct live *l = calloc(1, sizeof *l);
-  int r = 0;
+  int r;
 
   ON_THREAD(THREAD_LOADER);
   *out = NULL;
   if (!l)
     return err_set(e, E_NOMEM, "out of memory for a generation");
-  for (int i = 0; i < s->devices && !r; i++)
-    r = build_on(s, l, i, use, n, form, e);
+  r = proving_run(s->on, s->devices, build_on, &(struct build){s, l, use, n, form}, e);
+  if (!r)
+    r = check_same(s, l, e);
   if (r) {
     for (int i = 0; i < s->devices; i++)
       generation_unref(l->g[i]); /* freed: nobody else has seen it */

@@ -93,26 +93,26 @@ static int parse(const struct verifier *v, const char *name, const char *pinned,
   return e->code;
 }
 
-/* The adapter alone at weight 1, as its manifest describes it, on one device. */
-static int probe_on(const struct verifier *v, const struct proving *on, const struct manifest *m, const struct adapter *a, struct err *e)
-{
-  struct adapter_use use = {.adapter = a, .weight = 1, .required = 1};
-  struct generation *g = NULL;
-  int r = generation_build(&g, model_base(on->model), model_sources(on->model), on->lane, &use, 1, FORM_RUNTIME, &v->bounds, e);
+/* What is probed on each device. */
+struct probe {
+  const struct verifier *v;
+  const struct manifest *m;     /* or NULL */
+  const struct adapter *a;
+};
 
-  if (!r && m)
-    r = manifest_probe(m, on->model, on->lane, g, NULL, e);
+/* The adapter alone at weight 1, as its manifest describes it, on one device. */
+static int probe_on(void *arg, int i, struct err *e)
+{
+  const struct probe *p = arg;
+  const struct proving *on = &p->v->on[i];
+  struct adapter_use use = {.adapter = p->a, .weight = 1, .required = 1};
+  struct generation *g = NULL;
+  int r = generation_build(&g, model_base(on->model), model_sources(on->model), on->lane, &use, 1, FORM_RUNTIME, &p->v->bounds, e);
+
+  if (!r && p->m)
+    r = manifest_probe(p->m, on->model, on->lane, g, NULL, e);
   generation_unref(g);
   return r;
-}
-
-/* On every device: what holds on one may fail on another that is out of memory, or broken. */
-static int probe(const struct verifier *v, const struct manifest *m, const struct adapter *a, struct err *e)
-{
-  for (int i = 0; i < v->n; i++)
-    if (probe_on(v, &v->on[i], m, a, e))
-      return v->n > 1 ? err_wrap(e, "device %d", v->on[i].number) : e->code;
-  return 0;
 }
 
 /* What parsing leaves open: the manifest and its signature as the policy requires, norms, and the canary of a manifest. */
@@ -128,8 +128,8 @@ static int prove(const struct verifier *v, const struct policy *p, const struct 
                                          "makes one)");
   if (!r && m)
     r = manifest_check(m, a, v->on->model, p->require_signature ? p->public_key : NULL, e);
-  if (!r)
-    r = probe(v, m, a, e);
+  if (!r) /* on every device: what holds on one may fail on another that is out of memory, or broken */
+    r = proving_run(v->on, v->n, probe_on, &(struct probe){v, m, a}, e);
   manifest_free(m);
   return r ? err_wrap(e, "adapter %s", a->name) : 0;
 }

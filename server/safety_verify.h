@@ -12,13 +12,7 @@
 #include "models/manifest.h"
 #include "models/pipeline.h"
 #include "server/policy.h"
-
-/* A device that adapters are proven on. */
-struct proving {
-  struct model *model;
-  struct be *lane;              /* what generations are built and probed through */
-  int number;                   /* of the device, for people */
-};
+#include "server/proving.h"
 
 struct verifier {
   const struct proving *on;     /* n entries; an adapter is good when it is good on each of them */

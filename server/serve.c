@@ -16,6 +16,7 @@
  *      async      async.c    the backlog of the last run           the store, room          outlive the drain
  *      loader     safety_*.c adapters, generations on all devices, its inbox, files, audit  touch a RUNNING job, publish what is not
  *                            a lane beside each, PREPARING jobs                             verified and built on every device
+ *                            (loader N: a device of its own while it builds on several GPUs, see proving.h)
  *      admin      admin.c    the operator's connections, a thread  the loader, audit        touch a job, decide what policy decides
  *                            for each
  *
