@@ -1,7 +1,7 @@
 /*
  * proving.h - the devices that adapters are proven and generations built on, and how the same work is done on each of them.
  *
- * On GPUs the work is done side by side, a thread for each: most of it is the device's own, and so publishing takes as long as on one. On a processor the
+ * On GPUs the work is done side by side, a thread for each, since most of it is the device's own (what that saves is not yet measured). On a processor the
  * devices share what the pictures are drawn with: there it is done one after the other, so that the loader takes one thread's worth at most.
  *
  * Called by safety_*.c on the loader thread and by generate.c. Threads: the caller's, who owns the lanes, and those of proving_run, which end before it
