@@ -1,7 +1,8 @@
 /*
  * dnn.h - convolution and attention, the vendor's: the one door to cuDNN (vendor_dnn.c) and to its stand-in in tests/cudasim.
  *
- * As in blas.h an engine with its settings is chosen once for each class of shapes, the count of pictures left out, and kept.
+ * As in blas.h an engine with its settings is chosen once for each class of shapes, the count of pictures left out, and kept. Working memory is taken when
+ * a gpu_dnn is opened and never again: an engine that needs more, be it for the most pictures there are, is not chosen.
  *
  * Callers: kernels/cuda/matmul.c; outline.c and vendor_compile.c, which make plans ahead for a GPU that is only described. Threads: one owner each;
  * several may exist on a device.
@@ -16,6 +17,11 @@
 
 struct be_plans;
 struct gpu_dnn;
+
+enum {
+  GPU_DNN_WORKSPACE = 32 << 20, /* bytes that a plan may work in: SD1.5 and SDXL take up to 17 MB, two of their pictures up to 2 */
+  GPU_DNN_ROWS = 64             /* pictures in a call at most */
+};
 
 struct gpu_conv {
   void *y;                      /* (B, Ho, Wo, out) of y_type */
@@ -60,7 +66,7 @@ void gpu_dnn_close(struct gpu_dnn *d); /* takes NULL */
 MUST_CHECK int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e);
 /* o = softmax(scale q k^T) v, head by head. Enqueues. */
 MUST_CHECK int gpu_dnn_attention(struct gpu_dnn *d, cudaStream_t s, const struct gpu_attention *a, struct err *e);
-/* Changes whenever memory or kernels that earlier calls used have gone: what was captured before does not run any more. */
+/* Changes whenever kernels that earlier calls used have gone: what was captured before does not run any more. */
 long gpu_dnn_epoch(const struct gpu_dnn *d);
 /* Name and version, for people. */
 void gpu_dnn_version(char *text, size_t size);

@@ -2,7 +2,9 @@
  * vendor_dnn.c - dnn.h on cuDNN: plans by shape, and their execution.
  *
  * The engine of a class of shapes (everything but the count of pictures) is chosen once, for two pictures, and every count gets a plan of that
- * engine with those settings: a row's bits do not depend on the batch. Plans are made on first sight and kept, up to a bound (plans.h).
+ * engine with those settings: a row's bits do not depend on the batch. Plans are made on first sight and kept, up to a bound (plans.h). All work in the
+ * same memory, which is taken in gpu_dnn_open: no plan is used that needs more (vendor_graph.h), so that no call takes or frees memory of the device, and
+ * what was captured stays where it is.
  *
  * On disk lie the choices and the plans (plan_file.h). A start that finds both asks no heuristics and compiles nothing; one that finds the choice
  * alone compiles with that engine. `safelight compile` fills the folder without the GPU, through this file. Nothing here was timed on a card yet.
@@ -32,6 +34,7 @@ struct file_key {
   struct device_id device;
   uint64_t version;             /* of cuDNN */
   int64_t what;                 /* enum kept */
+  int64_t workspace;            /* the bound that the engine was chosen under */
   struct gpu_key shape;         /* KEPT_CHOICE: of the class */
   struct graph_choice choice;   /* KEPT_PLAN; see canonical() */
 };
@@ -52,9 +55,7 @@ struct gpu_dnn {
   cudaStream_t stream;
   struct plans plans;           /* struct graph_plan by struct gpu_key */
   struct plans choices;         /* struct choice by the class's key */
-  void *workspace;
-  size_t workspace_bytes;
-  long moved;                   /* how often the workspace did */
+  void *workspace;              /* GPU_DNN_WORKSPACE bytes; NULL for a described device */
 };
 
 static void drop_plan(void *value)
@@ -91,6 +92,18 @@ MUST_CHECK static int dnn_new(struct gpu_dnn **out, const char *plan_cache, stru
   return 0;
 }
 
+MUST_CHECK static int take_workspace(struct gpu_dnn *d, struct err *e)
+{
+  cudaError_t code = cudaMalloc(&d->workspace, GPU_DNN_WORKSPACE);
+
+  if (!code)
+    return 0;
+  d->workspace = NULL;
+  (void)cudaGetLastError();
+  return err_set(e, code == cudaErrorMemoryAllocation ? E_NOMEM : E_DEVICE, "%d bytes of working memory for cuDNN: %s", (int)GPU_DNN_WORKSPACE,
+                 cudaGetErrorString(code));
+}
+
 int gpu_dnn_open(struct gpu_dnn **out, const char *plan_cache, struct be_plans *counts, struct err *e)
 {
   int r = dnn_new(out, plan_cache, counts, e);
@@ -98,6 +111,8 @@ int gpu_dnn_open(struct gpu_dnn **out, const char *plan_cache, struct be_plans *
   if (r)
     return r;
   r = graph_check(cudnnCreate(&(*out)->target.handle), "opening", e);
+  if (!r)
+    r = take_workspace(*out, e);
   if (r) {
     gpu_dnn_close(*out);
     *out = NULL;
@@ -149,7 +164,7 @@ void gpu_dnn_version(char *text, size_t size)
 
 long gpu_dnn_epoch(const struct gpu_dnn *d)
 {
-  return d->plans.dropped + d->moved;
+  return d->plans.dropped;
 }
 
 /* ---- what is kept on disk ---- */
@@ -172,6 +187,7 @@ static void name_of(struct file_key *name, const struct gpu_dnn *d, enum kept wh
   name->device = d->device;
   name->version = cudnnGetVersion();
   name->what = what;
+  name->workspace = GPU_DNN_WORKSPACE;
   memcpy(&name->shape, k, sizeof *k);
   if (choice)
     memcpy(&name->choice, choice, sizeof *choice);
@@ -390,33 +406,13 @@ MUST_CHECK static int plan_of(struct gpu_dnn *d, const struct gpu_key *k, const 
   return r;
 }
 
-MUST_CHECK static int workspace(struct gpu_dnn *d, size_t bytes, struct err *e)
-{
-  cudaError_t code;
-
-  if (bytes <= d->workspace_bytes)
-    return 0;
-  (void)cudaFree(d->workspace); /* waits for what still uses it */
-  d->workspace = NULL;
-  d->workspace_bytes = 0;
-  d->moved++;
-  code = cudaMalloc(&d->workspace, bytes);
-  if (code) {
-    d->workspace = NULL;
-    (void)cudaGetLastError();
-    return err_set(e, code == cudaErrorMemoryAllocation ? E_NOMEM : E_DEVICE, "%zu bytes of working memory for cuDNN: %s", bytes, cudaGetErrorString(code));
-  }
-  d->workspace_bytes = bytes;
-  return 0;
-}
-
 MUST_CHECK static int run(struct gpu_dnn *d, cudaStream_t s, const struct graph_plan *p, int64_t n, const int64_t *ids, void *const *pointers,
                           struct err *e)
 {
   cudnnBackendDescriptor_t pack = NULL;
-  int r = workspace(d, (size_t)p->workspace, e);
+  int r = 0;
 
-  if (!r && d->stream != s) {
+  if (d->stream != s) {
     r = graph_check(cudnnSetStream(d->target.handle, s), "a stream", e);
     d->stream = r ? NULL : s;
   }

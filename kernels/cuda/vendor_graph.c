@@ -15,7 +15,14 @@
 
 #include "kernels/cuda/vendor_nvrtc.h"
 
-enum { MOST_PARTS = 256, ASKED = 24 };
+/* LITTLE: working memory for two pictures that stays within the bound for the most pictures when it grows with their count. */
+enum { MOST_PARTS = 256, ASKED = 24, LITTLE = GPU_DNN_WORKSPACE / (GPU_DNN_ROWS / 2) };
+
+/* What a plan is of: one of the two. */
+struct call {
+  const struct gpu_conv *conv;
+  const struct gpu_attention *attention;
+};
 
 struct parts {
   cudnnBackendDescriptor_t d[MOST_PARTS];
@@ -233,6 +240,11 @@ static cudnnBackendDescriptor_t attention_graph(struct parts *p, const struct gr
   return graph_of(p, t, &op, 1);
 }
 
+static cudnnBackendDescriptor_t call_graph(struct parts *p, const struct graph_target *t, const struct call *c)
+{
+  return c->conv ? conv_graph(p, t, c->conv) : attention_graph(p, t, c->attention);
+}
+
 /* ---- engines and plans ---- */
 
 /* cuDNN reports how many elements there are, which may be more than it was asked for and has written. */
@@ -304,10 +316,26 @@ static cudnnBackendDescriptor_t config_of(struct parts *p, const struct graph_ta
   return finished(p, config, "a configuration");
 }
 
+/* The last of a plan; on failure d is destroyed. */
+MUST_CHECK static int plan_take(struct graph_plan *out, cudnnBackendDescriptor_t d, struct err *e)
+{
+  int64_t got = 0;
+  int r = graph_check(cudnnBackendGetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &got, &out->workspace), "a plan", e);
+
+  if (!r && out->workspace > GPU_DNN_WORKSPACE)
+    r = err_set(e, E_INTERNAL, "a plan wants %lld bytes of working memory, and %d are set aside", (long long)out->workspace, (int)GPU_DNN_WORKSPACE);
+  if (r) {
+    cudnnBackendDestroyDescriptor(d);
+    *out = (struct graph_plan){0};
+    return r;
+  }
+  out->plan = d;
+  return 0;
+}
+
 MUST_CHECK static int plan_of(struct graph_plan *out, const struct graph_target *t, cudnnBackendDescriptor_t config, struct err *e)
 {
   cudnnBackendDescriptor_t d = NULL;
-  int64_t got = 0;
   int r;
 
   *out = (struct graph_plan){0};
@@ -320,15 +348,12 @@ MUST_CHECK static int plan_of(struct graph_plan *out, const struct graph_target 
     r = graph_check(cudnnBackendSetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &t->handle), "a plan", e);
   if (!r)
     r = graph_check(cudnnBackendFinalize(d), "compiling a plan", e);
-  if (!r)
-    r = graph_check(cudnnBackendGetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &got, &out->workspace), "a plan", e);
   if (r) {
     if (d)
       cudnnBackendDestroyDescriptor(d);
     return r;
   }
-  out->plan = d;
-  return 0;
+  return plan_take(out, d, e);
 }
 
 int graph_plan_save(const struct graph_plan *p, char **text, size_t *n, struct err *e)
@@ -358,7 +383,6 @@ int graph_plan_save(const struct graph_plan *p, char **text, size_t *n, struct e
 int graph_plan_load(struct graph_plan *out, const struct graph_target *t, const char *text, size_t n, struct err *e)
 {
   cudnnBackendDescriptor_t d = NULL;
-  int64_t got = 0;
   int r;
 
   *out = (struct graph_plan){0};
@@ -372,20 +396,17 @@ int graph_plan_load(struct graph_plan *out, const struct graph_target *t, const 
     r = graph_check(cudnnBackendSetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)n, text), "loading a plan", e);
   if (!r)
     r = graph_check(cudnnBackendFinalize(d), "loading a plan", e);
-  if (!r)
-    r = graph_check(cudnnBackendGetAttribute(d, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &got, &out->workspace), "a plan", e);
   if (r) {
     if (d)
       cudnnBackendDestroyDescriptor(d);
     return r;
   }
-  out->plan = d;
-  return 0;
+  return plan_take(out, d, e);
 }
 
-/* The first configuration of the heuristics that may be used and compiles. */
+/* The first configuration of the heuristics that may be used, compiles, and works in `most` bytes. */
 MUST_CHECK static int choose_by(cudnnBackendHeurMode_t mode, struct graph_plan *out, struct parts *p, const struct graph_target *t,
-                                cudnnBackendDescriptor_t graph, struct graph_choice *choice)
+                                cudnnBackendDescriptor_t graph, struct graph_choice *choice, int64_t most)
 {
   cudnnBackendDescriptor_t heur = part(p, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR), configs[ASKED];
   struct err last = {0};
@@ -414,8 +435,12 @@ MUST_CHECK static int choose_by(cudnnBackendHeurMode_t mode, struct graph_plan *
       continue;
     last = (struct err){0};
     r = plan_of(out, t, configs[i], &last);
-    if (!r)
+    if (!r && out->workspace <= most)
       return 0;
+    if (!r) {
+      r = err_set(&last, E_INTERNAL, "a plan wants %lld bytes of working memory for two pictures", (long long)out->workspace);
+      graph_plan_close(out);
+    }
     if (r == E_NOMEM) /* the next best would change the bits of pictures for want of memory */
       return err_set(p->e, r, "%s", last.msg);
   }
@@ -424,32 +449,75 @@ MUST_CHECK static int choose_by(cudnnBackendHeurMode_t mode, struct graph_plan *
 
 /* Heuristics that know nothing of the shape, as for small pictures on a B300 in cuDNN 9.19, have a second list: slower engines that take anything. */
 MUST_CHECK static int choose(struct graph_plan *out, struct parts *p, const struct graph_target *t, cudnnBackendDescriptor_t graph,
-                             struct graph_choice *choice)
+                             struct graph_choice *choice, int64_t most)
 {
-  int r = choose_by(CUDNN_HEUR_MODE_A, out, p, t, graph, choice);
+  int r = choose_by(CUDNN_HEUR_MODE_A, out, p, t, graph, choice, most);
 
   if (r != E_INTERNAL)
     return r;
   *p->e = (struct err){0};
-  return choose_by(CUDNN_HEUR_MODE_FALLBACK, out, p, t, graph, choice);
+  return choose_by(CUDNN_HEUR_MODE_FALLBACK, out, p, t, graph, choice, most);
 }
 
-MUST_CHECK static int open_plan(struct graph_plan *out, struct parts *p, const struct graph_target *t, cudnnBackendDescriptor_t graph,
-                                struct graph_choice *choice)
+/* most: bytes that an engine which is chosen here may work in. */
+MUST_CHECK static int open_plan(struct graph_plan *out, const struct graph_target *t, const struct call *c, struct graph_choice *choice, int64_t most,
+                                struct err *e)
 {
-  cudnnBackendDescriptor_t config;
-  int r = p->e->code;
+  struct parts parts = {.e = e};
+  cudnnBackendDescriptor_t graph = call_graph(&parts, t, c), config;
+  int r = e->code;
 
   *out = (struct graph_plan){0};
   (void)nvrtc_find();
   if (!r && choice->engine < 0) {
-    r = choose(out, p, t, graph, choice);
+    r = choose(out, &parts, t, graph, choice, most);
   } else if (!r) {
-    config = config_of(p, t, graph, choice);
-    r = p->e->code ? p->e->code : plan_of(out, t, config, p->e);
+    config = config_of(&parts, t, graph, choice);
+    r = e->code ? e->code : plan_of(out, t, config, e);
   }
-  parts_close(p);
+  parts_close(&parts);
   return r;
+}
+
+/* Whether the engine that was chosen has to be given up, because it does not take the most pictures in the working memory that there is: one that pads the
+ * channels of its input works in a share for each. */
+MUST_CHECK static int outgrows(int *it_does, const struct graph_target *t, const struct call *c, const struct graph_choice *choice, struct err *e)
+{
+  struct gpu_attention attention;
+  struct gpu_conv conv;
+  struct call most = {NULL, NULL};
+  struct graph_choice fixed = *choice;
+  struct graph_plan p;
+  struct err why = {0};
+  int r;
+
+  if (c->conv) {
+    conv = *c->conv;
+    conv.B = GPU_DNN_ROWS;
+    most.conv = &conv;
+  } else {
+    attention = *c->attention;
+    attention.B = GPU_DNN_ROWS;
+    most.attention = &attention;
+  }
+  r = open_plan(&p, t, &most, &fixed, GPU_DNN_WORKSPACE, &why);
+  graph_plan_close(&p);
+  *it_does = r == E_INTERNAL;
+  return r && r != E_INTERNAL ? err_set(e, r, "%s", why.msg) : 0;
+}
+
+MUST_CHECK static int open_call(struct graph_plan *p, const struct graph_target *t, const struct call *c, struct graph_choice *choice, struct err *e)
+{
+  int chooses = choice->engine < 0, it_does = 0, r = open_plan(p, t, c, choice, GPU_DNN_WORKSPACE, e);
+
+  if (r || !chooses || p->workspace <= LITTLE)
+    return r;
+  r = outgrows(&it_does, t, c, choice, e);
+  if (!r && !it_does)
+    return 0;
+  graph_plan_close(p);
+  choice->engine = -1;
+  return r ? r : open_plan(p, t, c, choice, LITTLE, e);
 }
 
 /* What earlier calls left in e is no reason to fail, and e may be NULL. */
@@ -460,20 +528,18 @@ MUST_CHECK static int handed_on(const struct err *mine, int r, struct err *e)
 
 int graph_conv_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_conv *c, struct graph_choice *choice, struct err *e)
 {
+  const struct call call = {c, NULL};
   struct err mine = {0};
-  struct parts parts = {.e = &mine};
-  cudnnBackendDescriptor_t g = conv_graph(&parts, t, c);
 
-  return handed_on(&mine, open_plan(p, &parts, t, g, choice), e);
+  return handed_on(&mine, open_call(p, t, &call, choice, &mine), e);
 }
 
 int graph_attention_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_attention *a, struct graph_choice *choice, struct err *e)
 {
+  const struct call call = {NULL, a};
   struct err mine = {0};
-  struct parts parts = {.e = &mine};
-  cudnnBackendDescriptor_t g = attention_graph(&parts, t, a);
 
-  return handed_on(&mine, open_plan(p, &parts, t, g, choice), e);
+  return handed_on(&mine, open_call(p, t, &call, choice, &mine), e);
 }
 
 void graph_plan_close(struct graph_plan *p)

@@ -29,14 +29,15 @@ struct graph_choice {
 
 struct graph_plan {
   cudnnBackendDescriptor_t plan;
-  int64_t workspace;              /* bytes */
+  int64_t workspace;              /* bytes, GPU_DNN_WORKSPACE at most */
 };
 
 /* A device from its description in JSON (deploy/devices). Freed with cudnnBackendDestroyDescriptor. */
 MUST_CHECK int graph_device_open(cudnnBackendDescriptor_t *device, const char *json, struct err *e);
 
-/* choice->engine -1: takes the first of the heuristics that compiles, splits no sum and is deterministic, and says so in *choice; else exactly
- * that one. Pointers of c and a decide what is fused and are not followed. *p is the caller's, freed with graph_plan_close. */
+/* choice->engine -1: takes the first of the heuristics that compiles, splits no sum, is deterministic and keeps to GPU_DNN_WORKSPACE with these pictures and
+ * with GPU_DNN_ROWS of them, and says so in *choice; else exactly that one, and E_INTERNAL when it needs more. Pointers of c and a decide what is fused and
+ * are not followed. *p is the caller's, freed with graph_plan_close. */
 MUST_CHECK int graph_conv_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_conv *c, struct graph_choice *choice, struct err *e);
 MUST_CHECK int graph_attention_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_attention *a, struct graph_choice *choice,
                                     struct err *e);

@@ -2,7 +2,8 @@
  * compile_graphs.c - compiles every cuDNN graph that the models need for GPUs that are not there.
  *
  *   compile_graphs DEVICE.json TABLE   each graph: accepted, engine chosen, kernel compiled; compared with the engines recorded in TABLE
- *   compile_graphs DEVICE.json errors  what cuDNN refuses is a fault of the program, short memory is short memory, and only the rest is the device's
+ *   compile_graphs DEVICE.json errors  what cuDNN refuses is a fault of the program, short memory is short memory, and only the rest is the device's; and
+ *                                      that no plan wants more working memory than there is
  *   compile_graphs DEVICE.json - [WORDS]   prints the lines of the table instead, with workspace and settings; WORDS: of matching graphs alone
  *
  * It proves that graphs are accepted and which engine they get, and nothing about numbers or speed. A graph whose engine differs from the
@@ -29,8 +30,8 @@ struct attention_case {
   int heads, K, T, keys;
 };
 
-/* The classes of SD1.5 at 512, SDXL at 1024 and their VAE: each distinct convolution with its fusion. Stride 2 pads one side in the VAE alone,
- * which only an encoder has. */
+/* The classes of SD1.5 at 512, SDXL at 1024 and their VAE: each distinct convolution with its fusion, and the first one of the encoder, of pictures. Stride 2
+ * pads one side in the VAE alone, which only an encoder has. */
 static const struct conv_case convs[] = {
     {"sd15", 64, 4, 320, 1, BIAS},     {"sd15", 64, 320, 320, 1, BIAS},    {"sd15", 64, 320, 320, 1, RESIDUAL},  {"sd15", 64, 640, 320, 1, BIAS},
     {"sd15", 64, 960, 320, 1, BIAS},   {"sd15", 64, 640, 640, 1, BIAS},    {"sd15", 64, 320, 4, 1, F32},         {"sd15", 64, 320, 320, 2, BIAS},
@@ -42,6 +43,7 @@ static const struct conv_case convs[] = {
     {"sdxl", 64, 640, 640, 1, RESIDUAL}, {"sdxl", 64, 1920, 640, 1, BIAS}, {"sdxl", 32, 1280, 1280, 1, RESIDUAL}, {"sdxl", 32, 2560, 1280, 1, BIAS},
     {"vae", 64, 4, 512, 1, BIAS},      {"vae", 64, 512, 512, 1, RESIDUAL}, {"vae", 128, 512, 512, 1, RESIDUAL},  {"vae", 256, 512, 256, 1, BIAS},
     {"vae", 256, 256, 256, 1, RESIDUAL}, {"vae", 512, 256, 128, 1, BIAS},  {"vae", 512, 128, 128, 1, RESIDUAL},  {"vae", 512, 128, 3, 1, F32},
+    {"vae", 1024, 3, 128, 1, BIAS},
 };
 
 static const struct attention_case attentions[] = {
@@ -75,16 +77,21 @@ static void name_attention(char *name, size_t size, const struct attention_case 
   snprintf(name, size, "%s attention K=%d T=%d keys=%d", c->model, c->K, c->T, c->keys);
 }
 
-static int open_conv(struct graph_plan *p, const struct graph_target *t, const struct conv_case *c, struct graph_choice *choice, struct err *e)
+static int open_convs(struct graph_plan *p, const struct graph_target *t, const struct conv_case *c, int64_t B, struct graph_choice *choice, struct err *e)
 {
   static char there;
   int Ho = (c->H + 2 - 3) / c->stride + 1;
-  struct gpu_conv v = {.B = 2, .H = c->H, .W = c->H, .in = c->in, .Ho = Ho, .Wo = Ho, .out = c->out, .kh = 3, .kw = 3, .stride = c->stride, .pad_lo = 1,
+  struct gpu_conv v = {.B = B, .H = c->H, .W = c->H, .in = c->in, .Ho = Ho, .Wo = Ho, .out = c->out, .kh = 3, .kw = 3, .stride = c->stride, .pad_lo = 1,
                        .pad_hi = 1, .act = DT_BF16, .y_type = c->form == F32 ? DT_F32 : DT_BF16};
 
   v.bias = c->form != PLAIN ? &there : NULL;
   v.residual = c->form == RESIDUAL ? &there : NULL;
   return graph_conv_open(p, t, &v, choice, e);
+}
+
+static int open_conv(struct graph_plan *p, const struct graph_target *t, const struct conv_case *c, struct graph_choice *choice, struct err *e)
+{
+  return open_convs(p, t, c, 2, choice, e);
 }
 
 static int open_attention(struct graph_plan *p, const struct graph_target *t, const struct attention_case *c, struct graph_choice *choice,
@@ -155,6 +162,33 @@ static int check_saved(const struct graph_target *t, int n, const struct graph_p
   return failed;
 }
 
+/* Engines that pad the channels of their input work in memory for every picture: one that has not enough for the most pictures is not chosen, and a plan that
+ * has not is refused. */
+static int check_workspace(const struct graph_target *t, int n)
+{
+  static const struct conv_case latent = {"sd15", 64, 4, 320, 1, BIAS}, wide = {"sd15", 512, 4, 320, 1, BIAS}, rgb = {"vae", 1024, 3, 128, 1, BIAS};
+  struct graph_choice pads = {.engine = -1}, other = {.engine = -1};
+  struct graph_plan p = {0};
+  struct err e = {0};
+  int r = open_conv(&p, t, &latent, &pads, &e), failed;
+
+  failed = expect(n, r ? r : p.workspace > 2 * 64 * 64 * 16 ? 0 : E_INTERNAL, 0, "an engine that pads a small latent");
+  graph_plan_close(&p);
+  r = open_convs(&p, t, &latent, GPU_DNN_ROWS, &pads, &e);
+  failed += expect(n + 1, r, 0, "has the memory for the most pictures");
+  graph_plan_close(&p);
+  r = open_conv(&p, t, &rgb, &other, &e);
+  failed += expect(n + 2, r ? r : p.workspace <= GPU_DNN_WORKSPACE / (GPU_DNN_ROWS / 2) ? 0 : E_INTERNAL, 0, "none that pads is chosen for a large picture");
+  graph_plan_close(&p);
+  r = open_convs(&p, t, &rgb, GPU_DNN_ROWS, &other, &e);
+  failed += expect(n + 3, r, 0, "and the one that is has the memory for the most");
+  graph_plan_close(&p);
+  r = open_convs(&p, t, &wide, GPU_DNN_ROWS, &pads, &e);
+  failed += expect(n + 4, r == E_INTERNAL && strstr(e.msg, "bytes of working memory") ? 0 : E_DEVICE, 0, "a plan that wants more than there is says so");
+  graph_plan_close(&p);
+  return failed;
+}
+
 /* The codes of errors, and that a plan is never made of an engine that is not there, nor of an error that the caller had before. */
 static int check_errors(const struct graph_target *t)
 {
@@ -165,7 +199,7 @@ static int check_errors(const struct graph_target *t)
   struct graph_plan p;
   int failed = 0, r;
 
-  printf("1..10\n");
+  printf("1..15\n");
   failed += expect(1, graph_check(CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED, "a test", NULL), E_NOMEM, "no memory of the host");
   failed += expect(2, graph_check(CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, "a test", NULL), E_NOMEM, "no memory of the device");
   failed += expect(3, graph_check(CUDNN_STATUS_NOT_SUPPORTED_SHAPE, "a test", NULL), E_INTERNAL, "a shape that cuDNN does not take");
@@ -179,6 +213,7 @@ static int check_errors(const struct graph_target *t)
     failed += check_saved(t, 8, &p);
     graph_plan_close(&p);
   }
+  failed += check_workspace(t, 11);
   return failed != 0;
 }
 
