@@ -85,6 +85,13 @@ struct blend_coef {
   float a, b;
 };
 
+/* What is made in a rehearsal of what ops need on the first sight of a shape. */
+enum be_rehearsal {
+  REHEARSE_NOTHING, /* there is none: ops compute */
+  REHEARSE_MEMORY,  /* working memory */
+  REHEARSE_ALL      /* that, and what is compiled or chosen for the shape */
+};
+
 struct be_config {
   int threads;      /* 0: as many as the machine has */
   int force_f32;    /* be_cpu: keep activations in fp32 where bf16 would be chosen */
@@ -140,6 +147,13 @@ struct be_ops {
    */
   MUST_CHECK int (*pass_begin)(struct be *be, const void *own, size_t own_bytes, struct err *e);
   MUST_CHECK int (*pass_end)(struct be *be, int code, int *again, struct err *e);
+
+  /*
+   * A rehearsal begins, or ends with REHEARSE_NOTHING. In it ops compute nothing and neither read nor write a tensor, whose address may be any that is
+   * aligned and not NULL; what they would take and make on the first sight of a shape is there afterwards. Only what a pass may hold is called, inside of
+   * one or not, and fails as it would later. Returns whether there is such a thing: 0 where ops compute all the same, of backends that have nothing to make.
+   */
+  int (*rehearse)(struct be *be, enum be_rehearsal what);
 
   /* Packs a parameter. like: NULL, or a weight of the same shape whose packing, second copies included, is reproduced, so that
    * its first use costs the device thread nothing that `like` has already paid. After success *w belongs to the caller
@@ -240,6 +254,9 @@ void be_close(struct be *be); /* NULL, zeroed and half-open are fine */
 /* pass_begin and pass_end of a backend that remembers nothing (backend.c). */
 MUST_CHECK int be_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err *e);
 MUST_CHECK int be_pass_end(struct be *be, int code, int *again, struct err *e);
+
+/* rehearse of a backend that has nothing to make ahead (backend.c). */
+int be_rehearse_nothing(struct be *be, enum be_rehearsal what);
 
 /* Marks of a backend that has done everything when an op returns (backend.c): none. */
 MUST_CHECK int be_mark_open(struct be *be, struct mark **m, struct err *e);

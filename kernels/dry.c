@@ -221,6 +221,7 @@ const struct be_ops be_dry = {
     .set_threads = dry_set_threads,
     .pass_begin = be_pass_begin,
     .pass_end = be_pass_end,
+    .rehearse = be_rehearse_nothing,
     .weight_load = dry_weight_load,
     .weight_free = dry_weight_free,
     .lowrank_load = dry_lowrank_load,

@@ -204,6 +204,7 @@ const struct be_ops be_ref = {
     .set_threads = ref_set_threads,
     .pass_begin = be_pass_begin,
     .pass_end = be_pass_end,
+    .rehearse = be_rehearse_nothing,
     .weight_load = ref_weight_load,
     .weight_free = ref_weight_free,
     .lowrank_load = ref_lowrank_load,

@@ -118,6 +118,11 @@ void batch_close(struct batch *b)
   free(b);
 }
 
+int batch_rows(const struct batch *b)
+{
+  return b->rows;
+}
+
 /* ---- where rows are alone: pictures share a pass ---- */
 
 /* By size, then by generation; equal ones stay as they came. */

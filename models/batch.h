@@ -24,6 +24,7 @@ MUST_CHECK int batch_plan_bytes(struct model *m, int width, int height, int max_
  * then makes several. On failure *b is NULL. */
 MUST_CHECK int batch_open(struct batch **b, struct model *m, int max_pictures, struct err *e);
 void batch_close(struct batch *b); /* takes NULL; before the model is closed */
+int batch_rows(const struct batch *b); /* of the UNet in one pass at most */
 
 /* Other lanes compute on so many threads of the machine just now (0 after batch_open): a pass that more threads share leaves as many free for them.
  * For a processor a shared pass beside other work is slow out of all proportion, because its threads wait for each other at every op. */

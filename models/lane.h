@@ -13,7 +13,7 @@
 
 #include <stddef.h>
 
-#include "base/err.h"
+#include "kernels/backend.h"
 
 struct lane;
 struct model;
@@ -32,6 +32,15 @@ void lane_close(struct lane *l); /* takes NULL and, doing nothing, the model's o
 struct lane *model_lane(struct model *m);      /* the model's own; the thread that owns the backend */
 /* A lane that was opened computes with so many threads from now on, 0: as many as it was opened with. */
 void lane_use_threads(struct lane *l, int threads);
+/* What a rehearsal goes through. */
+struct lane_rehearsal {
+  int width, height;   /* pixels, within what the lane has memory for */
+  int rows;            /* of a pass of the UNet, with LANE_STEPS; 0: the VAE both ways, with LANE_ENDS */
+  int chunks;          /* with rows: of their prompts */
+};
+/* Walks the network without computing anything, so that the lane's backend has what it would otherwise take and make when a picture of this kind comes first
+ * (be_ops.rehearse); nothing where the backend has nothing to make. E_ARG for an impossible size, else what the backend says. */
+MUST_CHECK int lane_rehearse(struct lane *l, const struct lane_rehearsal *of, enum be_rehearsal what, struct err *e);
 size_t lane_bytes(const struct lane *l);       /* of activation memory */
 
 #endif

@@ -1,8 +1,9 @@
 /*
- * plan.c - how much activation memory a model's passes need, and how much work they are: the same walk as theirs, on be_dry.
+ * plan.c - how much activation memory a model's passes need, and how much work they are: the same walk as theirs, on be_dry. And that walk on a lane, for
+ * a backend that makes something ahead.
  *
- * Called by lane.c, batch.c, the server through pipeline.h. Invariant: what is walked here is what pipeline.c, first.c, step.c and picture.c ask
- * of an arena, in their order; a pass that needs more is refused by the arena (E_NOMEM) and never writes past it. Threads: any.
+ * Called by lane.c, batch.c, the server through pipeline.h and lane.h. Invariant: what is walked here is what pipeline.c, first.c, step.c and picture.c ask
+ * of an arena, in their order; a pass that needs more is refused by the arena (E_NOMEM) and never writes past it. Threads: any; a lane's own for lane_rehearse.
  */
 #include "models/model.h"
 
@@ -20,10 +21,11 @@ MUST_CHECK static int walk_text(struct run *r, const struct model *m)
   return code;
 }
 
-MUST_CHECK static int walk_step(struct run *r, const struct model *m, int rows, int64_t h, int64_t w)
+/* Of prompts of so many chunks, whose keys and values lie nowhere: they are not read. */
+MUST_CHECK static int walk_step(struct run *r, const struct model *m, int rows, int chunks, int64_t h, int64_t w)
 {
   const struct unet_config *u = unet_config(m->unet);
-  struct unet_context none = {NULL, PROMPT_CHUNK};
+  struct unet_context none = {(void *)(uintptr_t)RUN_ALIGN, (int64_t)chunks * PROMPT_CHUNK};
   const struct unet_context *context[RUN_MAX_ROWS];
   static const float t[RUN_MAX_ROWS], time_ids[RUN_MAX_ROWS * 6];
   struct unet_input in = {.t = t, .context = context, .text_embeds = tensor_none()};
@@ -101,7 +103,7 @@ int plan_arena(struct model *m, int width, int height, int rows, int work, size_
   arena_init(&arena, NULL, SIZE_MAX);
   run_init(&run, &dry, &arena, m->base, e);
   if (work & LANE_STEPS)
-    r = walk_step(&run, m, rows, h, w);
+    r = walk_step(&run, m, rows, 1, h, w);
   *step_macs = run.macs;
   if (!r && work & LANE_ENDS)
     r = walk_text(&run, m);
@@ -111,6 +113,41 @@ int plan_arena(struct model *m, int width, int height, int rows, int work, size_
     r = walk_encode(&run, m, h, w);
   be_close(&dry);
   *bytes = arena.peak;
+  return r;
+}
+
+/* The noise of a sampler, whose working memory is the latent's. */
+MUST_CHECK static int walk_noise(struct run *r, const struct model *m, int64_t h, int64_t w)
+{
+  size_t mark = run_mark(r);
+  struct tensor noise = run_alloc_type(r, DT_F32, 1, h, w, m->info.latent_channels), state = run_alloc_type(r, DT_I32, 1, 1, 1, NORMAL_WORDS);
+  int code = r->code ? r->code : r->be->ops->randn(r->be, noise, state, 1, r->e);
+
+  run_reset(r, mark);
+  return code;
+}
+
+int lane_rehearse(struct lane *l, const struct lane_rehearsal *of, enum be_rehearsal what, struct err *e)
+{
+  const struct model *m = l->m;
+  int64_t h = of->height / m->info.vae_factor, w = of->width / m->info.vae_factor;
+  struct run run;
+  int r = check_size(m, of->width, of->height, e);
+
+  if (r || !l->be->ops->rehearse(l->be, what))
+    return r;
+  run_init(&run, l->be, &l->arena, m->base, e);
+  if (of->rows) {
+    r = walk_step(&run, m, of->rows, of->chunks, h, w);
+    if (!r)
+      r = walk_noise(&run, m, h, w);
+  } else {
+    r = walk_decode(&run, m, h, w);
+    if (!r && m->info.has_encoder)
+      r = walk_encode(&run, m, h, w);
+  }
+  run_reset(&run, 0);
+  (void)l->be->ops->rehearse(l->be, REHEARSE_NOTHING);
   return r;
 }
 

@@ -3,7 +3,7 @@
  *
  * A backend gives what it can and says what that was; anything but what was asked for by name is refused, since pictures and memory depend on it.
  *
- * Called by device.c. Threads: any; no state.
+ * Called by device_load.c. Threads: any; no state.
  */
 #ifndef SAFELIGHT_SERVER_ACTIVATIONS_H
 #define SAFELIGHT_SERVER_ACTIVATIONS_H

@@ -1,119 +1,20 @@
 /*
- * device.c - see device.h.
+ * device.c - see device.h. How it loads is in device_load.c.
  *
  * Errors of the engine come in three classes: the request's (that job fails), a resource's (E_NOMEM: that job fails, the others
  * live) and the device's (E_DEVICE: everything on it fails with 503, the other devices finish what was accepted, main drains and exits for a restart).
  */
 #include "server/device.h"
 
-#include <inttypes.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "server/activations.h"
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/worker.h"
 
 /* Looks are free, previews are not: one that nobody planned comes no sooner after another. */
 static const int64_t PREVIEW_EVERY_NS = 300000000;
-
-/* ---- loading ---- */
-
-/* Bytes of the base's weights by the size of their numbers, as generation.bytes counts those of a generation. */
-static int64_t weight_bytes(const struct device *d)
-{
-  const struct generation *g = model_base(d->model);
-  int64_t sum = 0;
-
-  for (int i = 0; i < g->n; i++) {
-    const struct site *s = &g->site[i];
-    enum dtype type = s->kind == WEIGHT_LINEAR || s->kind == WEIGHT_CONV ? d->be.act : DT_F32;
-    sum += s->out * site_columns(s) * (int64_t)dtype_size(type) + (s->has_bias ? s->out * (int64_t)sizeof(float) : 0);
-  }
-  return sum;
-}
-
-/* What stays set aside on the device, for /metrics and the log. */
-static int count_memory(struct device *d, int side, struct err *e)
-{
-  size_t slab = 0, batch = 0;
-
-  if (model_plan_bytes(d->model, side, side, &slab, e) || batch_plan_bytes(d->model, side, side, d->batch_max, &batch, e))
-    return e->code;
-  d->activation_bytes = (int64_t)(slab + batch);
-  d->weight_bytes = weight_bytes(d);
-  metric_set(METRIC_DEVICE_BYTES, metric_on(MEMORY_ACTIVATIONS, d->at), d->activation_bytes);
-  metric_set(METRIC_DEVICE_BYTES, metric_on(MEMORY_WEIGHTS, d->at), d->weight_bytes);
-  return 0;
-}
-
-/* Threads for the engines of a processor: the operator's, or one for each processor that this process may use, in shares. */
-static int threads_for(const struct device *d)
-{
-  int threads = d->cfg->threads, n = d->worker->devices;
-  cpu_set_t set;
-
-  if (n == 1)
-    return threads; /* 0 is the backend's own business */
-  if (!threads)
-    threads = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
-  return devices_threads(threads, n, d->at);
-}
-
-/* Where pictures of one pass wait for each other, no more in it than there are threads: a lane with memory of its own for each. */
-static int batch_for(const struct device *d)
-{
-  const struct config *c = d->cfg;
-  int n = c->batch ? c->batch : WORKER_BATCH;
-
-  if (!c->batch && !d->be.ops->rows_are_alone && n > d->be.threads)
-    n = d->be.threads;
-  return n < c->running ? n : c->running;
-}
-
-static int load(struct device *d, struct err *e)
-{
-  const struct worker *w = d->worker;
-  struct be_config bc = {.threads = threads_for(d), .device = d->number, .plan_cache = *w->plan_cache ? w->plan_cache : NULL};
-  const struct model_info *info;
-  struct request_limits limits;
-  int64_t t = clock_ns();
-
-  activations_ask(&bc, d->cfg->activations);
-  if (be_open(&d->be, w->ops, &bc, e) || activations_check(&d->be, d->cfg->activations, e))
-    return e->code;
-  if (worker_state(w) == WORKER_FAILED) /* another device: loading would only hold up the end */
-    return err_set(e, E_NOTREADY, "the server is stopping");
-  if (model_open(&d->model, &d->be, d->cfg->model, e))
-    return e->code;
-  info = model_info(d->model);
-  if (worker_limits(w, info, &limits, e) || model_reserve_for(d->model, limits.max_size, limits.max_size, LANE_STEPS, e))
-    return e->code;
-  d->batch_max = batch_for(d);
-  if (batch_open(&d->batch, d->model, d->batch_max, e) || stage_open(&d->stage, d->jobs, d->at, d->model, e) || count_memory(d, limits.max_size, e))
-    return e->code;
-  log_event("model %s loaded in %.0f ms: UNet %.1f M, text %.1f M, VAE %.1f M parameters, %d pixels, backend %s: %s", limits.model,
-            (double)(clock_ns() - t) / 1e6, (double)info->unet_params / 1e6, (double)info->text_params / 1e6, (double)info->vae_params / 1e6,
-            limits.default_size, w->ops->name, d->be.info);
-  log_event("device %d: %.1f MB of weights and %.1f MB for activations set aside, for pictures up to %dx%d, %d of them in a step, %d at once", d->number,
-            (double)d->weight_bytes / 1e6, (double)d->activation_bytes / 1e6, limits.max_size, limits.max_size, d->batch_max, d->cfg->running);
-  return 0;
-}
-
-/* Says once for every spell of work whether the folder of plans had what it asked for: compiled ones cost seconds and are kept. */
-static void log_plans(struct device *d)
-{
-  const struct be_plans *p = d->be.plans;
-  long found = p ? atomic_load(&p->found) : 0, compiled = p ? atomic_load(&p->compiled) : 0;
-
-  if (found + compiled == d->plans_logged)
-    return;
-  d->plans_logged = found + compiled;
-  log_event("plans for GPU %d since the start: %ld found in %s, %ld compiled", d->number, found,
-            *d->worker->plan_cache ? d->worker->plan_cache : "no folder", compiled);
-}
 
 /* ---- drawing ---- */
 
@@ -357,7 +258,7 @@ static void draw_all(struct device *d)
       continue;
     }
     atomic_store(&d->desk->stepping, 0);
-    log_plans(d);
+    device_log_plans(d);
     if (!jobs_wait(d->jobs, d->at, d->alive < d->cfg->running) && !d->alive)
       return;
   }
@@ -370,7 +271,7 @@ static void *run(void *arg)
 
   thread_self = THREAD_DEVICE;
   thread_gives_way();
-  if (load(d, &why))
+  if (device_load(d, &why) || stage_start(&d->stage, &why))
     worker_fail(d->worker, d, &why);
   else
     worker_loaded(d->worker, d);

@@ -1,9 +1,9 @@
 /*
  * device.h - one device: its thread opens the backend, loads the model, and draws the jobs that it takes from the one queue.
  *
- * The model loads after the port listens, so that /readyz can tell. Up to `running` pictures are alive at once; each tick up to `batch` of them,
- * chosen by fair.h, make one step together, so that a new one joins at the next step and leaves when it is done. Stop requests are obeyed
- * between steps. Text encoding, decoding and previews are the stage thread's. A job stays on the device that took it: its generation, its latents and
+ * The model loads after the port listens, and what a backend compiles is made, so that /readyz can tell. Up to `running` pictures are alive at once; each
+ * tick up to `batch` of them, chosen by fair.h, make one step together, so that a new one joins at the next step and leaves when it is done. Stop requests are
+ * obeyed between steps. Text encoding, decoding and previews are the stage thread's. A job stays on the device that took it: its generation, its latents and
  * its pictures are that device's. Which device draws a picture changes nothing in it, where they are of one kind.
  *
  * Called by worker.c. Threads: its own, but for start, join and close; what others may read says so.
@@ -52,5 +52,12 @@ MUST_CHECK int device_start(struct device *d, struct err *e);
 void device_join(struct device *d);
 /* After device_join and safety_close: closes model and backend. */
 void device_close(struct device *d);
+
+/* ---- device_load.c, for device.c; device thread ---- */
+
+/* Opens and loads everything and makes it ready, but for the stage thread, which device.c starts. On failure device_close frees what there is. */
+MUST_CHECK int device_load(struct device *d, struct err *e);
+/* Says once for every spell of work whether the folder of plans had what was asked for: compiled ones cost seconds and are kept. */
+void device_log_plans(struct device *d);
 
 #endif

@@ -629,6 +629,16 @@ void jobs_refuse(struct jobs *js)
   lock_drop(&js->lock);
 }
 
+int jobs_are_refused(struct jobs *js)
+{
+  int are;
+
+  lock_take(&js->lock);
+  are = js->is_closed;
+  lock_drop(&js->lock);
+  return are;
+}
+
 void jobs_end(struct jobs *js)
 {
   lock_take(&js->lock);

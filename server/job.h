@@ -312,6 +312,7 @@ void job_unlisten(struct jobs *js, struct listener *l); /* takes one that does n
 
 /* Main thread, at the end: admit no more; stop all with E_NOTREADY; let device, stage and encoder threads return. */
 void jobs_refuse(struct jobs *js);
+int jobs_are_refused(struct jobs *js); /* any thread */
 void jobs_stop_all(struct jobs *js, int code);
 void jobs_end(struct jobs *js);
 

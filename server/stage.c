@@ -68,7 +68,12 @@ static void *run(void *arg)
 int stage_open(struct stage *s, struct jobs *js, int device, struct model *m, struct err *e)
 {
   *s = (struct stage){.jobs = js, .device = device};
-  if (lane_open(&s->lane, m, 0, LANE_ENDS, e) || thread_start(&s->thread, "stage", run, s, e))
+  return lane_open(&s->lane, m, 0, LANE_ENDS, e);
+}
+
+int stage_start(struct stage *s, struct err *e)
+{
+  if (thread_start(&s->thread, "stage", run, s, e))
     return e->code;
   s->is_running = 1;
   return 0;

@@ -23,8 +23,10 @@ struct stage {
   int is_running;
 };
 
-/* Device thread, when the model is loaded. device: its desk (job.h). stage_close after, also after failure. */
+/* Device thread, when the model is loaded: opens the lane, which is the caller's until stage_start. device: its desk (job.h). stage_close after, also after
+ * failure. */
 MUST_CHECK int stage_open(struct stage *s, struct jobs *js, int device, struct model *m, struct err *e);
+MUST_CHECK int stage_start(struct stage *s, struct err *e);
 void stage_close(struct stage *s); /* after jobs_end, when no picture is alive; takes a zeroed one */
 
 #endif

@@ -186,6 +186,7 @@ const struct be_ops be_cpu = {
   .set_threads = cpu_set_threads,
   .pass_begin = be_pass_begin,
   .pass_end = be_pass_end,
+  .rehearse = be_rehearse_nothing,
   .weight_load = cpu_weight_load,
   .weight_free = cpu_weight_free,
   .lowrank_load = cpu_lowrank_load,

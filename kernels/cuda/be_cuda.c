@@ -112,7 +112,7 @@ MUST_CHECK static int context_fill(struct cuda *c, int no_capture, struct err *e
       (r = cuda_check(cudaMallocHost((void **)&c->count_host, sizeof *c->count_host), "pinned memory", e)) || (r = gpu_blas_open(&c->blas, e)) ||
       (r = gpu_dnn_open(&c->dnn, c->plan_cache, c->plans, e)))
     return r;
-  return pass_open(&c->pass, no_capture, e);
+  return pass_open(c, no_capture, e);
 }
 
 /* Everything of a context on a device that is there. beside: the context that it is a lane of, whose counts of plans it shares; or NULL. */
@@ -339,6 +339,7 @@ const struct be_ops be_cuda = {
     .set_threads = cuda_set_threads,
     .pass_begin = cuda_pass_begin,
     .pass_end = cuda_pass_end,
+    .rehearse = cuda_rehearse,
     .weight_load = cuda_weight_load,
     .weight_free = cuda_weight_free,
     .lowrank_load = cuda_lowrank_load,

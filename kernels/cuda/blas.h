@@ -30,6 +30,8 @@ MUST_CHECK int gpu_blas_open(struct gpu_blas **b, struct err *e);
 void gpu_blas_close(struct gpu_blas *b); /* takes NULL */
 /* y = x w^T [+ bias] [+ residual], summed in fp32, rounded once. Enqueues. */
 MUST_CHECK int gpu_blas_linear(struct gpu_blas *b, cudaStream_t s, const struct gpu_linear *l, struct err *e);
+/* The algorithm of this product is there for later calls, as the first of them would have chosen it. */
+MUST_CHECK int gpu_blas_ready(struct gpu_blas *b, const struct gpu_linear *l, struct err *e);
 /* Name and version, for people. */
 void gpu_blas_version(char *text, size_t size);
 

@@ -66,6 +66,8 @@ void gpu_dnn_close(struct gpu_dnn *d); /* takes NULL */
 MUST_CHECK int gpu_dnn_conv(struct gpu_dnn *d, cudaStream_t s, const struct gpu_conv *c, struct err *e);
 /* o = softmax(scale q k^T) v, head by head. Enqueues. */
 MUST_CHECK int gpu_dnn_attention(struct gpu_dnn *d, cudaStream_t s, const struct gpu_attention *a, struct err *e);
+/* The plan of this key is there for later calls, found or compiled, as the first of them would have done. */
+MUST_CHECK int gpu_dnn_ready(struct gpu_dnn *d, const struct gpu_key *k, struct err *e);
 /* Changes whenever kernels that earlier calls used have gone: what was captured before does not run any more. */
 long gpu_dnn_epoch(const struct gpu_dnn *d);
 /* Name and version, for people. */

@@ -32,6 +32,8 @@ int cuda_linear(struct be *be, struct tensor y, struct tensor x, const struct we
   assert(!residual.p || (residual.type == y.type && same_dims(residual, y)));
   l.picture_rows = l.rows / x.d[0];
   l.bias = y.type == DT_F32 ? (const void *)w->bias_f32 : w->bias;
+  if (c->pass.rehearsal == REHEARSE_ALL)
+    return gpu_blas_ready(c->blas, &l, e);
   if (pass_skips(c, "linear", (struct tensor[]){y, x, residual}, 3, w, NULL, 0))
     return 0;
   return gpu_blas_linear(c->blas, c->stream, &l, e);
@@ -54,10 +56,15 @@ int cuda_conv2d(struct be *be, struct tensor y, struct tensor x, const struct we
 {
   struct cuda *c = cuda_of(be);
   struct gpu_conv v;
+  struct gpu_key k;
 
   if (cuda_is_linear(w))
     return cuda_linear(be, y, x, w, residual, e);
   v = cuda_conv_of(be, y, x, w, residual);
+  if (c->pass.rehearsal == REHEARSE_ALL) {
+    gpu_key_of_conv(&k, &v);
+    return gpu_dnn_ready(c->dnn, &k, e);
+  }
   if (pass_skips(c, "conv2d", (struct tensor[]){y, x, residual}, 3, w, NULL, 0))
     return 0;
   return gpu_dnn_conv(c->dnn, c->stream, &v, e);
@@ -182,6 +189,7 @@ int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct
   for (int64_t b = 0; b < B && !r; b += n) {
     struct attention_numbers more;
     struct gpu_attention a;
+    struct gpu_key k;
     int foreign = cuda_attention_of(&a, c, be->act, o, q, kv, b, heads, scale);
 
     n = a.B;
@@ -191,6 +199,10 @@ int cuda_attention(struct be *be, struct tensor o, struct tensor q, const struct
     if (!foreign) { /* else they lie in scratch memory */
       more.own[0] = (uintptr_t)a.k;
       more.own[1] = (uintptr_t)a.v;
+    }
+    if (!r && c->pass.rehearsal == REHEARSE_ALL) {
+      gpu_key_of_attention(&k, &a);
+      r = gpu_dnn_ready(c->dnn, &k, e);
     }
     if (!r && !pass_skips(c, "attention of cuDNN", (struct tensor[]){tensor_batch(o, b, n), tensor_batch(q, b, n)}, 2, NULL, &more, sizeof more))
       r = gpu_dnn_attention(c->dnn, c->stream, &a, e);

@@ -60,13 +60,17 @@ static int same(struct pass_digest a, struct pass_digest b)
 
 /* ---- graphs ---- */
 
-static void graph_drop(struct cuda *c, struct pass_graph *g)
+static void graph_drop(struct pass_graph *g)
 {
   if (g->exec)
     (void)cudaGraphExecDestroy(g->exec);
-  if (g->table)
-    memory_give_own(c->memory, c, g->table);
   *g = (struct pass_graph){.state = GRAPH_NONE};
+}
+
+/* Where a graph's kernels find what may change. */
+static char *table_of(const struct pass *p, const struct pass_graph *g)
+{
+  return p->tables + (g - p->graph) * PASS_TABLE;
 }
 
 static struct pass_graph *graph_find(struct pass *p, struct pass_digest d)
@@ -88,18 +92,20 @@ static struct pass_graph *graph_place(struct cuda *c, struct pass_digest d)
       best = &p->graph[i];
   if (best->state == GRAPH_READY)
     (void)cudaStreamSynchronize(c->stream); /* an error sticks and comes back from the next call */
-  graph_drop(c, best);
+  graph_drop(best);
   best->digest = d;
   return best;
 }
 
 /* ---- open and close ---- */
 
-int pass_open(struct pass *p, int is_off, struct err *e)
+int pass_open(struct cuda *c, int is_off, struct err *e)
 {
-  int r = 0;
+  struct pass *p = &c->pass;
+  int r;
 
   *p = (struct pass){.is_off = is_off, .next = PASS_COLLECT};
+  r = is_off ? 0 : memory_take(c->memory, c, (size_t)PASS_GRAPHS * PASS_TABLE, (void **)&p->tables, e);
   for (int i = 0; i < 2 && !r && !is_off; i++) {
     r = cuda_check(cudaMallocHost((void **)&p->staging[i], PASS_TABLE), "pinned memory", e);
     if (!r)
@@ -113,7 +119,9 @@ void pass_close(struct cuda *c)
   struct pass *p = &c->pass;
 
   for (int i = 0; i < PASS_GRAPHS; i++)
-    graph_drop(c, &p->graph[i]);
+    graph_drop(&p->graph[i]);
+  if (p->tables)
+    memory_give_own(c->memory, c, p->tables);
   for (int i = 0; i < 2; i++) {
     (void)cudaFreeHost(p->staging[i]);
     if (p->copied[i])
@@ -128,6 +136,8 @@ int pass_skips(struct cuda *c, const char *what, const struct tensor *t, int n, 
 {
   struct pass *p = &c->pass;
 
+  if (p->rehearsal)
+    return 1;
   if (p->mode != PASS_COLLECT && p->mode != PASS_CAPTURE)
     return 0;
   mix(&p->digest, (uintptr_t)what);
@@ -166,10 +176,19 @@ int pass_is_foreign(const struct cuda *c, const void *at)
 
 int pass_refuses(struct cuda *c, const char *what, struct err *e)
 {
-  return c->pass.mode == PASS_NONE ? 0 : err_set(e, E_INTERNAL, "%s inside of a pass", what);
+  return c->pass.mode == PASS_NONE && !c->pass.rehearsal ? 0 : err_set(e, E_INTERNAL, "%s inside of a pass or a rehearsal", what);
 }
 
 /* ---- the entries of be_ops ---- */
+
+int cuda_rehearse(struct be *be, enum be_rehearsal what)
+{
+  struct pass *p = &cuda_of(be)->pass;
+
+  assert(p->mode == PASS_NONE);
+  p->rehearsal = what;
+  return 1;
+}
 
 int cuda_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err *e)
 {
@@ -182,7 +201,7 @@ int cuda_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err
   p->own_bytes = own_bytes;
   p->digest = (struct pass_digest){0x243f6a8885a308d3u, (uint64_t)gpu_dnn_epoch(c->dnn)};
   p->filled = 0;
-  p->mode = p->is_off ? PASS_PLAIN : p->next;
+  p->mode = p->is_off || p->rehearsal ? PASS_PLAIN : p->next;
   if (p->mode == PASS_COLLECT && p->is_copying[p->which]) {
     r = cuda_check(cudaEventSynchronize(p->copied[p->which]), "a pass", e);
     p->is_copying[p->which] = 0;
@@ -209,7 +228,7 @@ MUST_CHECK static int replay(struct cuda *c, struct pass_graph *g, struct err *e
   assert(p->filled == g->table_bytes);
   g->used = ++p->clock;
   if (p->filled)
-    r = cuda_check(cudaMemcpyAsync(g->table, p->staging[p->which], p->filled, cudaMemcpyHostToDevice, c->stream), "the table of a pass", e);
+    r = cuda_check(cudaMemcpyAsync(table_of(p, g), p->staging[p->which], p->filled, cudaMemcpyHostToDevice, c->stream), "the table of a pass", e);
   if (!r)
     r = cuda_check(cudaEventRecord(p->copied[p->which], c->stream), "the table of a pass", e);
   if (r)
@@ -233,12 +252,12 @@ MUST_CHECK static int end_collect(struct cuda *c, int *again, struct err *e)
   if (!g && p->filled <= PASS_TABLE) {
     g = graph_place(c, p->digest);
     g->state = GRAPH_SEEN;
-  } else if (g && g->state == GRAPH_SEEN && (g->table || !p->filled || !memory_take(c->memory, c, p->filled, (void **)&g->table, NULL))) {
+  } else if (g && g->state == GRAPH_SEEN) {
     g->table_bytes = p->filled;
-    p->table = g->table;
+    p->table = table_of(p, g);
     p->sought = p->digest;
     p->next = PASS_CAPTURE;
-  } /* else no memory for a table: plain, and tried again the next time */
+  }
   if (g)
     g->used = ++p->clock;
   return 0;
@@ -260,7 +279,7 @@ MUST_CHECK static int end_capture(struct cuda *c, int code, int *again, struct e
     (void)cudaGraphDestroy(graph);
   if (failed) {
     (void)cudaGetLastError();
-    graph_drop(c, found);
+    graph_drop(found);
     found->state = GRAPH_REFUSED;
     found->digest = p->sought;
     p->next = PASS_PLAIN;

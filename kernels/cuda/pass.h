@@ -15,6 +15,10 @@
  * So a swap of generations finds its graph by itself: factors beside the weights are in the table, replaced weights have addresses of their own
  * and thereby a graph of their own. A graph whose memory has moved is never found again. No graph can run on memory that the walk did not name
  * just now. Nothing is allocated and nobody waits inside a replay; a walk waits for the copy of the table of the pass before the last one.
+ * The tables of all graphs are taken when the context is opened: a capture takes no memory of the device either.
+ *
+ * A rehearsal (be_ops.rehearse) is no mode of a pass but goes on over passes and ops outside of them: every op takes its scratch memory, and has its plan
+ * made where that is wanted, and launches nothing.
  *
  * Callers: the C files of be_cuda. Threads: the one that owns the struct cuda.
  */
@@ -39,17 +43,18 @@ struct pass_graph {
   enum pass_state state;
   struct pass_digest digest;
   cudaGraphExec_t exec;
-  char *table;                /* device memory */
   size_t table_bytes;
   long used;                  /* when, in passes */
 };
 
 struct pass {
   enum pass_mode mode, next;  /* next: what pass_begin starts */
+  enum be_rehearsal rehearsal;
   int is_off;                 /* the configuration wants every op launched anew */
   struct pass_digest digest, sought; /* of this walk; of the COLLECT that asked for this CAPTURE */
   const char *own;            /* memory whose addresses belong to the pass */
   size_t own_bytes;
+  char *tables;               /* device memory: PASS_TABLE bytes for each graph */
   char *staging[2];           /* pinned; tables on their way */
   cudaEvent_t copied[2];
   int is_copying[2], which;
@@ -61,10 +66,12 @@ struct pass {
 
 struct cuda;
 
-MUST_CHECK int pass_open(struct pass *p, int is_off, struct err *e);
+/* Of a context that has its stream and has joined its memory. */
+MUST_CHECK int pass_open(struct cuda *c, int is_off, struct err *e);
 void pass_close(struct cuda *c); /* takes one whose pass is zeroed */
 
-/* be_ops.pass_begin and pass_end. */
+/* be_ops.rehearse, pass_begin and pass_end. */
+int cuda_rehearse(struct be *be, enum be_rehearsal what);
 MUST_CHECK int cuda_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err *e);
 MUST_CHECK int cuda_pass_end(struct be *be, int code, int *again, struct err *e);
 
@@ -78,7 +85,7 @@ MUST_CHECK int pass_skips(struct cuda *c, const char *what, const struct tensor 
 void pass_table(struct cuda *c, const void *rows, size_t bytes, const void **at);
 /* Whether keys and values at p may lie elsewhere in the next pass. */
 int pass_is_foreign(const struct cuda *c, const void *p);
-/* 0, or E_INTERNAL inside a pass, where `what` has no place. */
+/* 0, or E_INTERNAL inside a pass or a rehearsal, where `what` has no place. */
 MUST_CHECK int pass_refuses(struct cuda *c, const char *what, struct err *e);
 
 #endif

@@ -232,12 +232,10 @@ MUST_CHECK static int product_of(struct gpu_blas *b, const struct product_key *k
   return 0;
 }
 
-int gpu_blas_linear(struct gpu_blas *b, cudaStream_t s, const struct gpu_linear *l, struct err *e)
+/* The product of a call. */
+MUST_CHECK static int product_for(struct gpu_blas *b, const struct gpu_linear *l, struct product **p, struct err *e)
 {
-  static const float one = 1, zero = 0;
   struct product_key k;
-  struct product *p;
-  int r;
 
   memset(&k, 0, sizeof k);
   k.rows = l->rows;
@@ -248,7 +246,22 @@ int gpu_blas_linear(struct gpu_blas *b, cudaStream_t s, const struct gpu_linear 
   k.class.y_type = (int)l->y_type;
   k.class.has_bias = l->bias != NULL;
   k.class.has_residual = l->residual != NULL;
-  r = product_of(b, &k, &p, e);
+  return product_of(b, &k, p, e);
+}
+
+int gpu_blas_ready(struct gpu_blas *b, const struct gpu_linear *l, struct err *e)
+{
+  struct product *p;
+
+  return product_for(b, l, &p, e);
+}
+
+int gpu_blas_linear(struct gpu_blas *b, cudaStream_t s, const struct gpu_linear *l, struct err *e)
+{
+  static const float one = 1, zero = 0;
+  struct product *p;
+  int r = product_for(b, l, &p, e);
+
   if (!r && l->bias)
     r = check(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &l->bias, sizeof l->bias), "a bias", e);
   if (r)

@@ -113,6 +113,12 @@ void gpu_blas_version(char *text, size_t size)
   snprintf(text, size, "simulated products");
 }
 
+int gpu_blas_ready(struct gpu_blas *b, const struct gpu_linear *l, struct err *e)
+{
+  (void)b, (void)l, (void)e;
+  return 0;
+}
+
 static int run_linear(void *arg)
 {
   const struct gpu_linear *l = arg;
@@ -158,6 +164,14 @@ long gpu_dnn_epoch(const struct gpu_dnn *d)
 void gpu_dnn_version(char *text, size_t size)
 {
   snprintf(text, size, "simulated convolutions");
+}
+
+int gpu_dnn_ready(struct gpu_dnn *d, const struct gpu_key *k, struct err *e)
+{
+  (void)d, (void)e;
+  if (watcher)
+    watcher(k);
+  return 0;
 }
 
 /* One output pixel: (oy, ox) of a picture x (H, W, in) as floats. */

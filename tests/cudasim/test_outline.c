@@ -1,7 +1,8 @@
 /*
  * test_outline.c - does the outline note what be_cuda asks cuDNN for? The bundled model is walked twice as `safelight compile` does, on an outline and
  * on be_cuda in the simulator, whose dnn.h tells every key that it is asked for: the two lists must be the same. Then pictures as a daemon mixes them must
- * ask for nothing else. Run from the root of the repository. Threads: one.
+ * ask for nothing else. And a rehearsal, as a daemon has one before it is ready: it asks for the same list and launches nothing, after it pictures ask for
+ * nothing else, and no step takes memory, not even the first of a kind. Run from the root of the repository. Threads: one.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -18,7 +19,7 @@
 #include "server/compile_walk.h"
 #include "tests/cudasim/sim.h"
 
-enum { SIDE = 32, BATCH = 2, CHUNKS = 2, MOST = 4096 };
+enum { SIDE = 32, LARGEST = 48, BATCH = 2, CHUNKS = 2, MOST = 4096 };
 
 extern const struct be_ops be_cuda;
 
@@ -182,6 +183,154 @@ static void test_mixed(void **state)
   outline_close(&o);
 }
 
+/* ---- a rehearsal ---- */
+
+/* A device as the daemon sets it up. */
+struct rig {
+  struct be be;
+  struct model *m;
+  struct lane *ends;
+  struct batch *b;
+};
+
+static void rig_open(struct rig *r)
+{
+  struct err e = {0};
+
+  must(be_open(&r->be, &be_cuda, &(struct be_config){.threads = 1}, &e), &e);
+  must(model_open(&r->m, &r->be, "weights/emoji", &e), &e);
+  must(model_reserve_for(r->m, LARGEST, LARGEST, LANE_STEPS, &e), &e);
+  must(batch_open(&r->b, r->m, BATCH, &e), &e);
+  must(lane_open(&r->ends, r->m, 1, LANE_ENDS, &e), &e);
+}
+
+static void rig_close(struct rig *r)
+{
+  lane_close(r->ends);
+  batch_close(r->b);
+  model_close(r->m);
+  be_close(&r->be);
+  assert_string_equal(cudasim_fault(), "");
+  assert_int_equal(cudasim_counts().live, 0);
+}
+
+static void rehearse(struct rig *r)
+{
+  struct lane_rehearsal of = {LARGEST, LARGEST, batch_rows(r->b), PROMPT_MAX_CHUNKS};
+  struct err e = {0};
+
+  must(lane_rehearse(model_lane(r->m), &of, REHEARSE_MEMORY, &e), &e);
+  of = (struct lane_rehearsal){SIDE, SIDE, 0, 1};
+  must(lane_rehearse(r->ends, &of, REHEARSE_ALL, &e), &e);
+  for (of.rows = 1; of.rows <= batch_rows(r->b); of.rows++)
+    must(lane_rehearse(model_lane(r->m), &of, REHEARSE_ALL, &e), &e);
+}
+
+static struct draw *started(struct rig *r, const char *prompt, float guidance, int side, const uint8_t *first)
+{
+  const struct draw_params p = {.prompt = prompt, .prompt_len = strlen(prompt), .negative = "", .width = side, .height = side, .steps = 2,
+                                .guidance = guidance, .seed = 3, .sampler = SAMPLER_EULER_A, .init_rgb = first, .strength = 1};
+  struct err e = {0};
+  struct draw *d;
+
+  must(draw_prepare(&d, r->m, &p, &e), &e);
+  must(draw_start(d, r->ends, model_base(r->m), &e), &e);
+  return d;
+}
+
+/* Two steps of up to BATCH pictures, the second without the last of them; returns how often memory was taken for them. They are decoded and closed. */
+static long steps(struct rig *r, struct draw **d, int n)
+{
+  static uint8_t rgb[LARGEST * LARGEST * 3];
+  long before = cudasim_counts().allocations, taken;
+  struct err err[BATCH], e = {0};
+
+  for (int k = 0; k < 2; k++) {
+    batch_step(r->b, d, k && n > 1 ? n - 1 : n, err);
+    for (int i = 0; i < n - (k && n > 1); i++)
+      must(err[i].code, &err[i]);
+  }
+  taken = cudasim_counts().allocations - before;
+  must(draw_decode(d[0], r->ends, rgb, &e), &e);
+  for (int i = 0; i < n; i++)
+    draw_close(d[i]);
+  return taken;
+}
+
+static void test_rehearsal(void **state)
+{
+  static uint8_t rgb[SIDE * SIDE * 3];
+  struct cudasim_count before, after;
+  char text[2 * 80 + 1];
+  struct gpu_key *list;
+  struct draw *d[BATCH];
+  struct outline o;
+  struct model *m;
+  struct rig r;
+  struct err e = {0};
+  int n;
+
+  (void)state;
+  rig_open(&r);
+  asked_n = 0;
+  cudasim_watch_dnn(see);
+  before = cudasim_counts();
+  rehearse(&r);
+  after = cudasim_counts();
+  assert_int_equal(after.launches, before.launches);
+  assert_int_equal(after.waits, before.waits);
+  outline_open(&o, 0);
+  must(model_open(&m, &o.be, "weights/emoji", &e), &e);
+  must(compile_walk_size(m, SIDE, SIDE, BATCH, 1, &e), &e);
+  model_close(m);
+  assert_int_equal(missing(asked, asked_n, o.key, o.keys, "the outline"), 0);
+  assert_int_equal(missing(o.key, o.keys, asked, asked_n, "the rehearsal"), 0);
+  outline_close(&o);
+  n = asked_n;
+  list = malloc((size_t)n * sizeof *list);
+  assert_non_null(list);
+  memcpy(list, asked, (size_t)n * sizeof *list);
+
+  d[0] = started(&r, "a red apple", 3, SIDE, NULL);
+  d[1] = started(&r, "a bell", 1, SIDE, rgb);
+  assert_int_equal(steps(&r, d, 2), 0);
+  assert_int_equal(missing(asked, asked_n, list, n, "the rehearsal"), 0);
+  for (int i = 0; i < 80; i++) /* two chunks, which were not rehearsed: their plans are new, their memory is not */
+    memcpy(text + 2 * i, "a ", 3);
+  d[0] = started(&r, text, 3, LARGEST, NULL);
+  assert_int_equal(steps(&r, d, 1), 0);
+  assert_true(missing(asked, asked_n, list, n, "the rehearsal") > 0);
+  cudasim_watch_dnn(NULL);
+  free(list);
+  rig_close(&r);
+}
+
+/* Else the first steps take memory, or the test above could not fail; and a rehearsal refuses what computes nothing of a pass. */
+static void test_no_rehearsal(void **state)
+{
+  struct lane_rehearsal of = {SIDE + 1, SIDE, 1, 1};
+  struct draw *d[BATCH];
+  struct err e = {0};
+  struct rig r;
+
+  (void)state;
+  rig_open(&r);
+  d[0] = started(&r, "a red apple", 3, SIDE, NULL);
+  assert_true(steps(&r, d, 1) > 0);
+  assert_int_equal(lane_rehearse(model_lane(r.m), &of, REHEARSE_ALL, &e), E_ARG);
+  assert_string_equal(e.field, "size");
+  e = (struct err){0};
+  of = (struct lane_rehearsal){LARGEST, LARGEST, 64, 1};
+  assert_int_equal(lane_rehearse(model_lane(r.m), &of, REHEARSE_ALL, &e), E_NOMEM);
+  e = (struct err){0};
+  assert_int_equal(r.be.ops->rehearse(&r.be, REHEARSE_MEMORY), 1);
+  assert_int_equal(r.be.ops->sync(&r.be, &e), E_INTERNAL);
+  assert_int_equal(r.be.ops->rehearse(&r.be, REHEARSE_NOTHING), 1);
+  e = (struct err){0};
+  must(r.be.ops->sync(&r.be, &e), &e);
+  rig_close(&r);
+}
+
 static void test_bounds(void **state)
 {
   struct outline o;
@@ -210,6 +359,8 @@ int main(void)
       cmocka_unit_test(test_same_list),
       cmocka_unit_test(test_same_list_f16),
       cmocka_unit_test(test_mixed),
+      cmocka_unit_test(test_rehearsal),
+      cmocka_unit_test(test_no_rehearsal),
       cmocka_unit_test(test_bounds),
   };
 
