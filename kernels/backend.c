@@ -37,6 +37,12 @@ int be_pass_end(struct be *be, int code, int *again, struct err *e)
   return code;
 }
 
+void be_memory_none(struct be *be, struct be_memory *m)
+{
+  (void)be;
+  *m = (struct be_memory){0};
+}
+
 int be_rehearse_nothing(struct be *be, enum be_rehearsal what)
 {
   (void)be, (void)what;

@@ -92,6 +92,12 @@ enum be_rehearsal {
   REHEARSE_ALL      /* that, and what is compiled or chosen for the shape */
 };
 
+/* Device memory, in bytes; zeros where memory is the operating system's business. */
+struct be_memory {
+  size_t working;     /* that this context has taken beside what mem_alloc, weight_load and lowrank_load gave out */
+  size_t free, total; /* of the device: what nobody has, other processes included; all that it has */
+};
+
 struct be_config {
   int threads;      /* 0: as many as the machine has */
   int force_f32;    /* be_cpu: keep activations in fp32 where bf16 would be chosen */
@@ -117,6 +123,8 @@ struct be_ops {
   MUST_CHECK int (*upload)(struct be *be, struct tensor dst, const void *src, enum dtype src_type, struct err *e);
   MUST_CHECK int (*download)(struct be *be, void *dst, enum dtype dst_type, struct tensor src, struct err *e);
   MUST_CHECK int (*sync)(struct be *be, struct err *e);
+  /* May wait for what is enqueued: for the start of a server. Zeros as well when the device does not say. */
+  void (*memory)(struct be *be, struct be_memory *m);
 
   /* Another context on the same device over the same weights, for another thread (the loader's): its ops, weight_load and lowrank_load
    * may run while be's do. threads: for its own work, 0 as be. Weights and memory made through one may be used and freed through the
@@ -254,6 +262,9 @@ void be_close(struct be *be); /* NULL, zeroed and half-open are fine */
 /* pass_begin and pass_end of a backend that remembers nothing (backend.c). */
 MUST_CHECK int be_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err *e);
 MUST_CHECK int be_pass_end(struct be *be, int code, int *again, struct err *e);
+
+/* memory of a backend that has none of its own (backend.c). */
+void be_memory_none(struct be *be, struct be_memory *m);
 
 /* rehearse of a backend that has nothing to make ahead (backend.c). */
 int be_rehearse_nothing(struct be *be, enum be_rehearsal what);

@@ -213,6 +213,7 @@ const struct be_ops be_dry = {
     .upload = dry_upload,
     .download = dry_download,
     .sync = dry_sync,
+    .memory = be_memory_none,
     .open_lane = dry_open_lane,
     .mark_open = be_mark_open,
     .mark_close = be_mark_close,

@@ -196,6 +196,7 @@ const struct be_ops be_ref = {
     .upload = ref_upload,
     .download = ref_download,
     .sync = ref_sync,
+    .memory = be_memory_none,
     .open_lane = ref_open_lane,
     .mark_open = be_mark_open,
     .mark_close = be_mark_close,

@@ -84,6 +84,11 @@ size_t lane_bytes(const struct lane *l)
   return l->arena.base ? l->arena.size : 0;
 }
 
+void lane_memory(struct lane *l, struct be_memory *m)
+{
+  l->be->ops->memory(l->be, m);
+}
+
 int model_reserve_for(struct model *m, int width, int height, int work, struct err *e)
 {
   double macs;

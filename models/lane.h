@@ -42,5 +42,6 @@ struct lane_rehearsal {
  * (be_ops.rehearse); nothing where the backend has nothing to make. E_ARG for an impossible size, else what the backend says. */
 MUST_CHECK int lane_rehearse(struct lane *l, const struct lane_rehearsal *of, enum be_rehearsal what, struct err *e);
 size_t lane_bytes(const struct lane *l);       /* of activation memory */
+void lane_memory(struct lane *l, struct be_memory *m); /* what its context says (be_ops.memory) */
 
 #endif

@@ -165,6 +165,18 @@ size_t draw_bytes(const struct draw *d)
   return lay_out(&sized, NULL);
 }
 
+size_t draw_plan_bytes(struct model *m, int width, int height)
+{
+  int f = m->info.vae_factor, chunks = m->tokenizer ? PROMPT_MAX_CHUNKS : 1;
+  struct first masked = {.mask = (uint8_t[1]){0}};
+  struct draw largest = {.m = m, .rows = DRAW_ROWS, .h = height / f, .w = width / f, .c = m->info.latent_channels};
+
+  for (int i = 0; i < SIDES; i++)
+    largest.tokens[i].n = chunks;
+  largest.first = m->info.has_encoder ? &masked : NULL;
+  return lay_out(&largest, NULL);
+}
+
 /* What a draw needs beside device memory: marks, and the numbers that are the same in each step. */
 MUST_CHECK static int prepare_steps(struct draw *d, struct run *run)
 {

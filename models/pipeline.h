@@ -87,6 +87,8 @@ MUST_CHECK int draw_prepare(struct draw **d, struct model *m, const struct draw_
 MUST_CHECK int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err *e);
 const struct generation *draw_generation(const struct draw *d); /* NULL before draw_start */
 size_t draw_bytes(const struct draw *d);     /* of device memory from draw_start to draw_close */
+/* The same for the largest picture with so many pixels: guidance, the longest prompts, and a mask where the model can start from a picture. */
+size_t draw_plan_bytes(struct model *m, int width, int height);
 /* Device thread: one step on the main lane. */
 MUST_CHECK int draw_step(struct draw *d, struct err *e);
 int draw_step_index(const struct draw *d);   /* steps done */

@@ -88,7 +88,7 @@ int admin_activity(struct buf *out, struct jobs *js, const struct config *cfg, s
   struct jobs_count count = jobs_count(js);
   struct room *room = malloc(sizeof *room);
   struct admin_activity a = {.now_s = now_s(), .waiting = count.waiting, .capacity = cfg->queue, .running = (int)metric_value(METRIC_RUNNING, 0),
-                             .max_running = js->room * js->devices, .active = count.active};
+                             .max_running = count.room, .active = count.active};
   struct job_glance *list = NULL;
   int n;
 

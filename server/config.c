@@ -57,7 +57,8 @@ static const struct option options[] = {
     {"max_n", INT, AT(max_n), "10", 1, 10, NULL, "Most pictures in one request."},
     {"queue", INT, AT(queue), "64", 1, 4096, NULL, "Requests that may wait; one more is answered with 429."},
     {"running", INT, AT(running), "16", 1, 64, NULL,
-     "Pictures that are being drawn at once on each device; each holds memory. Whose step is next is chosen anew at every step."},
+     "Pictures that are being drawn at once on each device; each holds memory, and a GPU whose memory holds fewer says so at start and draws those. "
+     "Whose step is next is chosen anew at every step."},
     {"batch", INT, AT(batch), "0", 0, 64, NULL, "Pictures that make one step together on a device; 0: as many as the backend profits from."},
     {"deadline_s", INT, AT(deadline_s), "600", 1, 86400, NULL, "Seconds a request may take, waiting included; then 504."},
     {"drain_s", INT, AT(drain_s), "30", 0, 86400, NULL,

@@ -239,7 +239,7 @@ static void fill(struct device *d)
 {
   struct job *j;
 
-  while (d->alive < d->cfg->running && (j = next_job(d))) {
+  while (d->alive < d->running && (j = next_job(d))) {
     j->live++;
     d->alive++;
     metric_move(METRIC_RUNNING, metric_on(0, d->at), 1);
@@ -259,7 +259,7 @@ static void draw_all(struct device *d)
     }
     atomic_store(&d->desk->stepping, 0);
     device_log_plans(d);
-    if (!jobs_wait(d->jobs, d->at, d->alive < d->cfg->running) && !d->alive)
+    if (!jobs_wait(d->jobs, d->at, d->alive < d->running) && !d->alive)
       return;
   }
 }

@@ -37,7 +37,11 @@ struct device {
   struct stage stage;
   struct batch *batch;
   int batch_max;            /* pictures in one step */
-  int64_t weight_bytes, activation_bytes; /* that stay set aside on it */
+  int running;              /* pictures alive at once: the operator's number, or fewer where its memory holds no more */
+  struct device_plan {
+    int64_t weights, activations, working; /* bytes that stay set aside on it; working: the backend's own, 0 where it has none */
+    int64_t picture;        /* of the largest picture, while it is alive */
+  } plan;
   /* device thread */
   struct picture *ready[JOB_ALIVE_MAX]; /* started, with steps left, not with the stage thread */
   int n_ready, alive;       /* alive: ready, or with the stage thread */

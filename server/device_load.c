@@ -1,10 +1,10 @@
 /*
  * device_load.c - how a device gets ready: backend, model, memory for the largest picture, plans. See device.h.
  *
- * All memory that a step works in is taken here. Where the backend compiles for its device, the plans for pictures of the default size are found or
- * compiled before the server says that it is ready, by a rehearsal (models/lane.h) of the UNet with every count of rows that a batch can have, and of the
- * VAE both ways: pictures of different generations share a call as far as they read the same weights, so that odd counts come as well. Plans for other
- * sizes are made when the first such picture comes.
+ * All memory that a step works in is taken here, and how many pictures are drawn at once follows from what is left. Where the backend compiles for its
+ * device, the plans for pictures of the default size are found or compiled before the server says that it is ready, by a rehearsal (models/lane.h) of the
+ * UNet with every count of rows that a batch can have, and of the VAE both ways: pictures of different generations share a call as far as they read the same
+ * weights, so that odd counts come as well. Plans for other sizes are made when the first such picture comes.
  *
  * Called by device.c. Threads: the device's; the stage thread, whose lane is opened and rehearsed here, starts afterwards.
  */
@@ -18,34 +18,6 @@
 #include "server/worker.h"
 
 static const int64_t SAY_EVERY_NS = 10000000000;
-
-/* Bytes of the base's weights by the size of their numbers, as generation.bytes counts those of a generation. */
-static int64_t weight_bytes(const struct device *d)
-{
-  const struct generation *g = model_base(d->model);
-  int64_t sum = 0;
-
-  for (int i = 0; i < g->n; i++) {
-    const struct site *s = &g->site[i];
-    enum dtype type = s->kind == WEIGHT_LINEAR || s->kind == WEIGHT_CONV ? d->be.act : DT_F32;
-    sum += s->out * site_columns(s) * (int64_t)dtype_size(type) + (s->has_bias ? s->out * (int64_t)sizeof(float) : 0);
-  }
-  return sum;
-}
-
-/* What stays set aside on the device, for /metrics and the log. */
-static int count_memory(struct device *d, int side, struct err *e)
-{
-  size_t slab = 0, batch = 0;
-
-  if (model_plan_bytes(d->model, side, side, &slab, e) || batch_plan_bytes(d->model, side, side, d->batch_max, &batch, e))
-    return e->code;
-  d->activation_bytes = (int64_t)(slab + batch);
-  d->weight_bytes = weight_bytes(d);
-  metric_set(METRIC_DEVICE_BYTES, metric_on(MEMORY_ACTIVATIONS, d->at), d->activation_bytes);
-  metric_set(METRIC_DEVICE_BYTES, metric_on(MEMORY_WEIGHTS, d->at), d->weight_bytes);
-  return 0;
-}
 
 /* Threads for the engines of a processor: the operator's, or one for each processor that this process may use, in shares. */
 static int threads_for(const struct device *d)
@@ -71,6 +43,85 @@ static int batch_for(const struct device *d)
   return n < c->running ? n : c->running;
 }
 
+/* ---- memory ---- */
+
+/* Bytes of the base's weights by the size of their numbers, as generation.bytes counts those of a generation. */
+static int64_t weight_bytes(const struct device *d)
+{
+  const struct generation *g = model_base(d->model);
+  int64_t sum = 0;
+
+  for (int i = 0; i < g->n; i++) {
+    const struct site *s = &g->site[i];
+    enum dtype type = s->kind == WEIGHT_LINEAR || s->kind == WEIGHT_CONV ? d->be.act : DT_F32;
+    sum += s->out * site_columns(s) * (int64_t)dtype_size(type) + (s->has_bias ? s->out * (int64_t)sizeof(float) : 0);
+  }
+  return sum;
+}
+
+/* Lanes with activation memory for the largest picture. */
+MUST_CHECK static int set_aside(struct device *d, int side, struct err *e)
+{
+  size_t batch = 0;
+
+  if (model_reserve_for(d->model, side, side, LANE_STEPS, e))
+    return e->code;
+  d->plan.activations = (int64_t)lane_bytes(model_lane(d->model));
+  d->batch_max = batch_for(d);
+  if (batch_plan_bytes(d->model, side, side, d->batch_max, &batch, e) || batch_open(&d->batch, d->model, d->batch_max, e) ||
+      stage_open(&d->stage, d->jobs, d->at, d->model, e))
+    return e->code;
+  d->plan.activations += (int64_t)(batch + lane_bytes(d->stage.lane));
+  d->plan.weights = weight_bytes(d);
+  d->plan.picture = (int64_t)draw_plan_bytes(d->model, side, side);
+  return 0;
+}
+
+/* What is left on the device has to hold the pictures that are drawn at once, when all are the largest: as many as it holds are. Some is kept from them: the
+ * loader's context, and a safety generation that replaces every weight of the UNet. E_NOMEM when there is none for a single picture. */
+MUST_CHECK static int admit(struct device *d, int side, struct err *e)
+{
+  int64_t left, generation = model_info(d->model)->unet_params * (int64_t)dtype_size(d->be.act), fit, later;
+  struct be_memory own, lane;
+
+  lane_memory(model_lane(d->model), &own);
+  lane_memory(d->stage.lane, &lane);
+  if (!lane.total)
+    return 0;
+  later = (int64_t)lane.working + (int64_t)side * side * 3 * (int64_t)sizeof(float); /* the loader's is as the stage's; a first picture on its way */
+  d->plan.working = (int64_t)(own.working + lane.working) + later;
+  left = (int64_t)lane.free > later ? (int64_t)lane.free - later : 0;
+  fit = (left - generation) / d->plan.picture;
+  if (fit >= d->running)
+    return 0;
+  if (left < d->plan.picture)
+    return err_set(e, E_NOMEM, "the %.0f MB that are left on device %d hold no picture of up to %dx%d, which takes %.0f MB: lower max_size or batch",
+                   (double)left / 1e6, d->number, side, side, (double)d->plan.picture / 1e6);
+  d->running = fit < 1 ? 1 : (int)fit;
+  jobs_set_room(d->jobs, d->at, d->running);
+  log_event("device %d: its %.0f MB that are left hold %d pictures of up to %dx%d at once, of %.0f MB each, beside a safety generation of up to %.0f MB, "
+            "and not the %d of running: lower max_size or batch for more of them, or running to what there is",
+            d->number, (double)left / 1e6, d->running, side, side, (double)d->plan.picture / 1e6, (double)generation / 1e6, d->cfg->running);
+  return 0;
+}
+
+/* The plan of a device that is ready, for /metrics and the log. */
+static void tell_plan(const struct device *d, int side)
+{
+  const struct device_plan *p = &d->plan;
+  const int64_t bytes[MEMORY_COUNT] = {[MEMORY_WEIGHTS] = p->weights, [MEMORY_ACTIVATIONS] = p->activations, [MEMORY_WORKING] = p->working,
+                                       [MEMORY_PICTURES] = d->running * p->picture};
+
+  for (int i = 0; i < MEMORY_COUNT; i++)
+    metric_set(METRIC_DEVICE_BYTES, metric_on(i, d->at), bytes[i]);
+  log_event("device %d: %.1f MB of weights and %.1f MB for activations set aside, for pictures up to %dx%d, %d of them in a step; %.1f MB of working memory, "
+            "and up to %.1f MB for the %d that are drawn at once",
+            d->number, (double)p->weights / 1e6, (double)p->activations / 1e6, side, side, d->batch_max, (double)p->working / 1e6,
+            (double)bytes[MEMORY_PICTURES] / 1e6, d->running);
+}
+
+/* ---- plans ---- */
+
 void device_log_plans(struct device *d)
 {
   const struct be_plans *p = d->be.plans;
@@ -82,8 +133,6 @@ void device_log_plans(struct device *d)
   log_event("plans for GPU %d since the start: %ld found in %s, %ld compiled", d->number, found,
             *d->worker->plan_cache ? d->worker->plan_cache : "no folder", compiled);
 }
-
-/* ---- plans ---- */
 
 /* The server was told to stop, or cannot start any more. */
 MUST_CHECK static int check_stop(const struct device *d, struct err *e)
@@ -104,13 +153,15 @@ MUST_CHECK static int take_memory(struct device *d, int side, struct err *e)
   return lane_rehearse(model_lane(d->model), &of, REHEARSE_MEMORY, e);
 }
 
-/* Plans for prompts of one chunk, which most are. */
+/* What the first pictures would have had to wait for, with prompts of one chunk, which most have. */
 MUST_CHECK static int make_plans(struct device *d, int side, struct err *e)
 {
   struct lane_rehearsal of = {side, side, 0, 1};
   int last = batch_rows(d->batch);
-  int64_t said = clock_ns();
+  int64_t start = clock_ns(), said = start;
 
+  if (!d->be.plans) /* nothing is compiled */
+    return 0;
   for (; of.rows <= last; of.rows++) {
     if (check_stop(d, e) || lane_rehearse(of.rows ? model_lane(d->model) : d->stage.lane, &of, REHEARSE_ALL, e))
       return e->code;
@@ -120,20 +171,8 @@ MUST_CHECK static int make_plans(struct device *d, int side, struct err *e)
               atomic_load(&d->be.plans->found), atomic_load(&d->be.plans->compiled));
     said = clock_ns();
   }
-  return 0;
-}
-
-/* What the first pictures would have had to wait for. Nothing on backends that make nothing ahead. */
-MUST_CHECK static int get_ready(struct device *d, const struct request_limits *l, struct err *e)
-{
-  int64_t t = clock_ns();
-
-  if (!d->be.plans)
-    return 0;
-  if (take_memory(d, l->max_size, e) || make_plans(d, l->default_size, e))
-    return e->code;
-  log_event("device %d: everything is there for pictures of %dx%d, up to %d in a step, after %.0f ms", d->number, l->default_size, l->default_size,
-            d->batch_max, (double)(clock_ns() - t) / 1e6);
+  log_event("device %d: plans for pictures of %dx%d, up to %d in a step, were there after %.0f ms", d->number, side, side, d->batch_max,
+            (double)(clock_ns() - start) / 1e6);
   device_log_plans(d);
   return 0;
 }
@@ -151,18 +190,27 @@ int device_load(struct device *d, struct err *e)
   activations_ask(&bc, d->cfg->activations);
   if (be_open(&d->be, w->ops, &bc, e) || activations_check(&d->be, d->cfg->activations, e))
     return e->code;
-  if (check_stop(d, e) || model_open(&d->model, &d->be, d->cfg->model, e))
+  if (check_stop(d, e))
     return e->code;
+  if (model_open(&d->model, &d->be, d->cfg->model, e)) {
+    if (e->code == E_NOMEM)
+      err_wrap(e, "the model does not fit on device %d", d->number);
+    return e->code;
+  }
   info = model_info(d->model);
-  if (worker_limits(w, info, &limits, e) || model_reserve_for(d->model, limits.max_size, limits.max_size, LANE_STEPS, e))
+  if (worker_limits(w, info, &limits, e))
     return e->code;
-  d->batch_max = batch_for(d);
-  if (batch_open(&d->batch, d->model, d->batch_max, e) || stage_open(&d->stage, d->jobs, d->at, d->model, e) || count_memory(d, limits.max_size, e))
+  if (set_aside(d, limits.max_size, e) || take_memory(d, limits.max_size, e)) {
+    if (e->code == E_NOMEM)
+      err_wrap(e, "device %d has too little memory for pictures up to %dx%d, %d in a step; lower max_size or batch", d->number, limits.max_size,
+               limits.max_size, d->batch_max);
     return e->code;
+  }
   log_event("model %s loaded in %.0f ms: UNet %.1f M, text %.1f M, VAE %.1f M parameters, %d pixels, backend %s: %s", limits.model,
             (double)(clock_ns() - t) / 1e6, (double)info->unet_params / 1e6, (double)info->text_params / 1e6, (double)info->vae_params / 1e6,
             limits.default_size, w->ops->name, d->be.info);
-  log_event("device %d: %.1f MB of weights and %.1f MB for activations set aside, for pictures up to %dx%d, %d of them in a step, %d at once", d->number,
-            (double)d->weight_bytes / 1e6, (double)d->activation_bytes / 1e6, limits.max_size, limits.max_size, d->batch_max, d->cfg->running);
-  return get_ready(d, &limits, e);
+  if (make_plans(d, limits.default_size, e) || admit(d, limits.max_size, e))
+    return e->code;
+  tell_plan(d, limits.max_size);
+  return 0;
 }

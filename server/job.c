@@ -35,10 +35,10 @@ void blob_unref(struct blob *b)
 int jobs_open(struct jobs *js, int max_waiting, int running, int devices, struct err *e)
 {
   assert(devices >= 1 && devices <= DEVICES_MAX);
-  *js = (struct jobs){.max_waiting = max_waiting, .n = max_waiting + running * devices + SPARE_JOBS, .room = running, .devices = devices};
+  *js = (struct jobs){.max_waiting = max_waiting, .n = max_waiting + running * devices + SPARE_JOBS, .devices = devices};
   lock_init(&js->lock, "jobs");
   for (int i = 0; i < devices; i++)
-    desk_open(&js->desk[i]);
+    desk_open(&js->desk[i], running);
   pthread_cond_init(&js->has_parcel, NULL);
   pthread_cond_init(&js->has_reading, NULL);
   js->job = calloc((size_t)js->n, sizeof *js->job);

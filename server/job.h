@@ -199,6 +199,7 @@ struct desk {
   struct picture *back, **back_end; /* lock: pictures that the stage thread hands back */
   struct stage_item *stage, **stage_end; /* lock */
   int pictures;                   /* lock: of the jobs that it took, those that have not ended */
+  int room;                       /* lock: pictures that it draws at once */
   int is_out;                     /* lock: it failed: it takes nothing more while another one can */
   _Atomic int stepping, staging;  /* its device thread, its stage thread is computing: who shares a processor leaves the other room */
 };
@@ -209,7 +210,6 @@ struct jobs {
   pthread_cond_t has_parcel, has_reading;
   struct desk desk[DEVICES_MAX];  /* `devices` entries */
   int devices;
-  int room;                       /* pictures that a device draws at once */
   struct job *job;                /* n entries */
   int n;
   struct job *free;
@@ -261,6 +261,8 @@ int jobs_choose(struct jobs *js, struct picture *const *ready, int n, int cap, s
 void jobs_stepped(struct jobs *js, struct picture *const *p, int n, int64_t ns);
 void job_drawn(struct jobs *js, struct job *j);     /* every picture has ended; j->err says whether as wished */
 void job_fail(struct jobs *js, struct job *j);      /* no picture was started; j->err says why; loader thread too */
+/* Before the device takes a job: it draws so many pictures at once, fewer than jobs_open was told. */
+void jobs_set_room(struct jobs *js, int device, int room);
 /* The device failed: others finish what waits. The last one goes on taking jobs, which fail with it. */
 void jobs_leave(struct jobs *js, int device);
 
@@ -317,13 +319,14 @@ void jobs_stop_all(struct jobs *js, int code);
 void jobs_end(struct jobs *js);
 
 /* job_desk.c, for job.c; the caller holds the lock. */
-void desk_open(struct desk *d);
+void desk_open(struct desk *d, int room);
 void desk_close(struct desk *d);
 int desk_may_take(const struct jobs *js, int device); /* none that has room has fewer pictures */
 void desks_wake(struct jobs *js);                     /* a job waits: those that may take it look */
 
 struct jobs_count {
   int waiting, running, active;
+  int room; /* pictures that all devices together draw at once */
 };
 struct jobs_count jobs_count(struct jobs *js);
 int jobs_retry_after(struct jobs *js);   /* seconds until a place is likely, 1..60 */

@@ -16,8 +16,9 @@
 
 /* ---- the rule ---- */
 
-void desk_open(struct desk *d)
+void desk_open(struct desk *d, int room)
 {
+  d->room = room;
   pthread_cond_init(&d->has_work, NULL);
   pthread_cond_init(&d->has_stage, NULL);
   d->back_end = &d->back;
@@ -39,7 +40,7 @@ int desk_may_take(const struct jobs *js, int device)
     const struct desk *o = &js->desk[i];
     if (i == device || o->is_out)
       continue;
-    if (d->is_out || (o->pictures < js->room && o->pictures < d->pictures))
+    if (d->is_out || (o->pictures < o->room && o->pictures < d->pictures))
       return 0;
   }
   return 1;
@@ -51,6 +52,13 @@ void desks_wake(struct jobs *js)
   for (int i = 0; i < js->devices; i++)
     if (desk_may_take(js, i))
       pthread_cond_signal(&js->desk[i].has_work);
+}
+
+void jobs_set_room(struct jobs *js, int device, int room)
+{
+  lock_take(&js->lock);
+  js->desk[device].room = room;
+  lock_drop(&js->lock);
 }
 
 void jobs_leave(struct jobs *js, int device)

@@ -145,6 +145,8 @@ struct jobs_count jobs_count(struct jobs *js)
 
   lock_take(&js->lock);
   c = (struct jobs_count){.waiting = js->waiting, .running = js->running, .active = js->active};
+  for (int i = 0; i < js->devices; i++)
+    c.room += js->desk[i].room;
   lock_drop(&js->lock);
   return c;
 }

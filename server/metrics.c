@@ -42,7 +42,7 @@ static const char *const refusals[REFUSAL_COUNT] = {"bad_request", "unauthorized
                                                     "safety_unavailable", "style", "not_ready", "out_of_memory", "disk_full", "conflict"};
 static const char *const cancels[CANCEL_COUNT] = {"disconnect", "client", "deadline", "shutdown"};
 static const char *const durables[DURABLE_COUNT] = {"queued", "running", "succeeded", "failed", "cancelled"};
-static const char *const memories[MEMORY_COUNT] = {"weights", "activations"};
+static const char *const memories[MEMORY_COUNT] = {"weights", "activations", "working", "pictures"};
 
 /* The statuses the server sends; the last stands for any other. */
 static const int status_of[STATUSES - 1] = {200, 202, 204, 206, 304, 400, 401, 403, 404, 405, 406, 408,
@@ -124,7 +124,8 @@ static const struct family families[METRIC_COUNT] = {
     LABELLED(METRIC_DURABLE, "safelight_durable_jobs", GAUGE, durable_cells, "state", durables, "Asynchronous jobs in the store."),
     PLAIN(METRIC_SWAPS, "safelight_swaps_total", COUNTER, swaps_cells, "Safety generations that were published."),
     PLAIN(METRIC_AUDIT_LOST, "safelight_audit_lost_total", COUNTER, audit_lost_cells, "Records of refusals that could not be written."),
-    [METRIC_DEVICE_BYTES] = {.name = "safelight_device_memory_planned_bytes", .help = "Memory that was set aside on the device at start.", .type = GAUGE,
+    [METRIC_DEVICE_BYTES] = {.name = "safelight_device_memory_planned_bytes", .type = GAUGE,
+                             .help = "Memory of the device by plan: set aside at start; pictures: what as many as may run take when all are the largest.",
                              .label = {"what", "device"}, .value = {memories, device_names}, .n = {MEMORY_COUNT, DEVICES_MAX}, .is_by_device = 1,
                              .cell = device_cells},
     PLAIN(METRIC_READY, "safelight_ready", GAUGE, ready_cells, "1 while pictures can be drawn, as /readyz says."),

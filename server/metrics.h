@@ -51,7 +51,7 @@ enum metric_refusal {
 };
 enum metric_cancel { CANCEL_DISCONNECT, CANCEL_CLIENT, CANCEL_DEADLINE, CANCEL_SHUTDOWN, CANCEL_COUNT };
 enum metric_durable { DURABLE_QUEUED, DURABLE_RUNNING, DURABLE_SUCCEEDED, DURABLE_FAILED, DURABLE_CANCELLED, DURABLE_COUNT };
-enum metric_memory { MEMORY_WEIGHTS, MEMORY_ACTIVATIONS, MEMORY_COUNT };
+enum metric_memory { MEMORY_WEIGHTS, MEMORY_ACTIVATIONS, MEMORY_WORKING, MEMORY_PICTURES, MEMORY_COUNT };
 
 /* Before any other thread counts: the devices, by the numbers that they are shown with. One called 0 unless this is called. */
 void metric_devices(const int *number, int n);

@@ -141,7 +141,11 @@ static void print_ready(const struct server *s)
          v->backend);
   for (int i = 0; i < s->worker.devices; i++) {
     const struct device *d = &s->worker.device[i];
-    printf("device %d %.1f MB of weights, %.1f MB for activations\n", d->number, (double)d->weight_bytes / 1e6, (double)d->activation_bytes / 1e6);
+    const struct device_plan *p = &d->plan;
+
+    printf("device %d %.1f MB: %.1f of weights, %.1f for activations, %.1f of working memory, up to %.1f for %d pictures at once\n", d->number,
+           (double)(p->weights + p->activations + p->working + d->running * p->picture) / 1e6, (double)p->weights / 1e6, (double)p->activations / 1e6,
+           (double)p->working / 1e6, (double)(d->running * p->picture) / 1e6, d->running);
   }
   printf("admin    %s\n\nready: open %s/ or\n"
          "  curl -s %s/v1/images/generations -H 'Content-Type: application/json' \\\n"

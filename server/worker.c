@@ -178,7 +178,8 @@ void worker_init(struct worker *w, const struct config *cfg, const struct device
 {
   *w = (struct worker){.cfg = cfg, .jobs = js, .event_fd = event_fd, .devices = list->n};
   for (int i = 0; i < list->n; i++)
-    w->device[i] = (struct device){.worker = w, .at = i, .number = list->number[i], .cfg = cfg, .jobs = js, .desk = &js->desk[i]};
+    w->device[i] = (struct device){.worker = w, .at = i, .number = list->number[i], .cfg = cfg, .jobs = js, .desk = &js->desk[i],
+                                   .running = cfg->running};
   metric_devices(list->number, list->n);
 }
 

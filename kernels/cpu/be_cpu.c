@@ -178,6 +178,7 @@ const struct be_ops be_cpu = {
   .upload = cpu_upload,
   .download = cpu_download,
   .sync = cpu_sync,
+  .memory = be_memory_none,
   .open_lane = cpu_open_lane,
   .mark_open = be_mark_open,
   .mark_close = be_mark_close,

@@ -250,6 +250,15 @@ static int cuda_sync(struct be *be, struct err *e)
   return r ? r : cuda_check(cudaStreamSynchronize(cuda_of(be)->stream), "the GPU", e);
 }
 
+static void cuda_memory(struct be *be, struct be_memory *m)
+{
+  struct cuda *c = cuda_of(be);
+
+  *m = (struct be_memory){.working = c->scratch_bytes + c->staging_bytes + sizeof *c->count + GPU_BLAS_WORKSPACE + GPU_DNN_WORKSPACE + pass_bytes(&c->pass)};
+  (void)cudaStreamSynchronize(c->stream); /* an error sticks and comes back from the next call */
+  memory_left(c->memory, &m->free, &m->total);
+}
+
 static int is_float(enum dtype t)
 {
   return t == DT_F32 || t == DT_F16 || t == DT_BF16;
@@ -331,6 +340,7 @@ const struct be_ops be_cuda = {
     .upload = cuda_upload,
     .download = cuda_download,
     .sync = cuda_sync,
+    .memory = cuda_memory,
     .open_lane = cuda_open_lane,
     .mark_open = cuda_mark_open,
     .mark_close = cuda_mark_close,

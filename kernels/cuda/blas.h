@@ -16,6 +16,8 @@
 
 struct gpu_blas;
 
+enum { GPU_BLAS_WORKSPACE = 32 << 20 /* bytes of device memory, taken by gpu_blas_open */ };
+
 struct gpu_linear {
   void *y;                      /* (rows, out) of y_type */
   const void *x;                /* (rows, in) of type act */

@@ -151,3 +151,15 @@ void memory_give_own(struct memory *m, struct cuda *c, void *p)
   if (p)
     (void)(m->pool ? cudaFreeAsync(p, c->stream) : cudaFree(p));
 }
+
+void memory_left(struct memory *m, size_t *free, size_t *total)
+{
+  int code = (int)cudaStreamSynchronize(m->stream);
+
+  if (!code && m->pool)
+    code = (int)cudaMemPoolTrimTo(m->pool, 0);
+  if (!code)
+    code = (int)cudaMemGetInfo(free, total);
+  if (code)
+    *free = *total = 0;
+}

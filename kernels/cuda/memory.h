@@ -39,6 +39,9 @@ void memory_give(struct memory *m, void *p);
 /* Behind what c has enqueued: memory that no other context has ever seen. Takes NULL. */
 void memory_give_own(struct memory *m, struct cuda *c, void *p);
 
+/* What the device has, and what nobody has after the pool has given back what it keeps; zeros when the device does not say. Waits for what is given back. */
+void memory_left(struct memory *m, size_t *free, size_t *total);
+
 /* Around a capture. */
 void memory_lock(struct memory *m);
 void memory_unlock(struct memory *m);

@@ -114,6 +114,11 @@ int pass_open(struct cuda *c, int is_off, struct err *e)
   return r;
 }
 
+size_t pass_bytes(const struct pass *p)
+{
+  return p->tables ? (size_t)PASS_GRAPHS * PASS_TABLE : 0;
+}
+
 void pass_close(struct cuda *c)
 {
   struct pass *p = &c->pass;

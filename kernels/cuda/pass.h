@@ -70,6 +70,9 @@ struct cuda;
 MUST_CHECK int pass_open(struct cuda *c, int is_off, struct err *e);
 void pass_close(struct cuda *c); /* takes one whose pass is zeroed */
 
+/* Of device memory. */
+size_t pass_bytes(const struct pass *p);
+
 /* be_ops.rehearse, pass_begin and pass_end. */
 int cuda_rehearse(struct be *be, enum be_rehearsal what);
 MUST_CHECK int cuda_pass_begin(struct be *be, const void *own, size_t own_bytes, struct err *e);

@@ -18,7 +18,7 @@
 
 #include "kernels/cuda/plans.h"
 
-enum { WORKSPACE = 32 << 20, ASKED = 16 };
+enum { ASKED = 16 };
 
 /* What a product is known by; memcmp compares, so that it is zeroed before it is filled. */
 struct class_key {
@@ -83,7 +83,7 @@ int gpu_blas_open(struct gpu_blas **out, struct err *e)
   plans_init(&b->classes, sizeof(struct class_key), MOST_CLASSES, free);
   r = check(cublasLtCreate(&b->handle), "opening", e);
   if (!r) {
-    code = cudaMalloc(&b->workspace, WORKSPACE);
+    code = cudaMalloc(&b->workspace, GPU_BLAS_WORKSPACE);
     if (code) {
       (void)cudaGetLastError();
       b->workspace = NULL;
@@ -149,7 +149,7 @@ MUST_CHECK static int ask(struct gpu_blas *b, const struct product *p, const str
   cublasLtMatmulHeuristicResult_t found[ASKED];
   cublasLtMatmulPreference_t pref = NULL;
   uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE, align = k->in % 8 == 0 && k->out % 8 == 0 ? 16 : 2;
-  size_t workspace = WORKSPACE;
+  size_t workspace = GPU_BLAS_WORKSPACE;
   int n = 0, r;
 
   if ((r = check(cublasLtMatmulPreferenceCreate(&pref), "a preference", e)) ||
@@ -267,6 +267,6 @@ int gpu_blas_linear(struct gpu_blas *b, cudaStream_t s, const struct gpu_linear 
   if (r)
     return r;
   return check(cublasLtMatmul(b->handle, p->op, &one, l->w, p->a, l->x, p->b, l->residual ? &one : &zero, l->residual ? l->residual : l->y, p->d,
-                              l->y, p->d, &p->algo, b->workspace, WORKSPACE, s),
+                              l->y, p->d, &p->algo, b->workspace, GPU_BLAS_WORKSPACE, s),
                "a product", e);
 }

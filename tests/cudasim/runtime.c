@@ -27,7 +27,7 @@ struct cudasim_graph {
   struct node *first, **end;
 };
 
-enum { STREAMS = 64 };
+enum { STREAMS = 64, DEVICES = 8 };
 
 struct clock {
   long at[STREAMS];
@@ -54,6 +54,7 @@ struct block {
 static int capturing, fail_in, fail_graphs, fail_captures, device_count = 1, current_device, has_pools = 1;
 static int reached; /* the device whose memory is not poisoned */
 static size_t refused, pooled;   /* bytes: of the allocation that failed last; in use */
+static size_t memory = (size_t)8 << 30, used[DEVICES]; /* of a device; on each */
 static struct clock host;
 static struct cudasim_stream *streams[STREAMS];
 static struct block *blocks;
@@ -78,8 +79,15 @@ void cudasim_fail_captures(int n)
   fail_captures = n;
 }
 
+void cudasim_memory(size_t bytes)
+{
+  memory = bytes;
+}
+
 void cudasim_devices(int count)
 {
+  if (count > DEVICES)
+    abort();
   device_count = count;
 }
 
@@ -117,7 +125,7 @@ int cudaSetDevice(int device)
 int cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
 {
   (void)device;
-  *p = (struct cudaDeviceProp){.name = "simulated device", .totalGlobalMem = (size_t)8 << 30, .major = 9, .multiProcessorCount = 132,
+  *p = (struct cudaDeviceProp){.name = "simulated device", .totalGlobalMem = memory, .major = 9, .multiProcessorCount = 132,
                                .l2CacheSize = 60 << 20, .memoryPoolsSupported = has_pools};
   return 0;
 }
@@ -178,7 +186,8 @@ static void reach(int device)
     set_reach(b);
 }
 
-static int allocate(void **p, size_t bytes, int is_pooled)
+/* device -1: pinned memory, which takes none of a device. */
+static int allocate(void **p, size_t bytes, int is_pooled, int device)
 {
   int r = refused_in_capture("an allocation");
 
@@ -194,6 +203,8 @@ static int allocate(void **p, size_t bytes, int is_pooled)
     refused = is_pooled ? bytes : 0;
     return cudaErrorMemoryAllocation;
   }
+  if (device >= 0 && bytes > memory - used[device])
+    return cudaErrorMemoryAllocation;
   if (posix_memalign(p, 256, bytes ? bytes : 1))
     return cudaErrorMemoryAllocation;
   memset(*p, 0xff, bytes);
@@ -219,6 +230,8 @@ static void add_block(void *p, size_t bytes, int device, int stream)
     abort();
   *b = (struct block){p, bytes, device, stream, blocks};
   blocks = b;
+  if (device >= 0)
+    used[device] += bytes;
   set_reach(b);
 }
 
@@ -239,14 +252,23 @@ static struct block take_block(const void *p)
   if (it) {
     copy = *it;
     *b = it->next;
+    if (copy.device >= 0)
+      used[copy.device] -= copy.bytes;
     free(it);
   }
   return copy;
 }
 
+int cudaMemGetInfo(size_t *free, size_t *total)
+{
+  *total = memory;
+  *free = memory - used[current_device];
+  return refused_in_capture("asking for the memory that is left");
+}
+
 int cudaMalloc(void **p, size_t bytes)
 {
-  int r = allocate(p, bytes, 0);
+  int r = allocate(p, bytes, 0, current_device);
 
   cudasim_counters()->stops++;
   if (!r)
@@ -270,7 +292,7 @@ int cudaFree(void *p)
 
 int cudaMallocHost(void **p, size_t bytes)
 {
-  int r = allocate(p, bytes, 0);
+  int r = allocate(p, bytes, 0, -1);
 
   cudasim_counters()->stops++;
   if (!r)
@@ -312,7 +334,7 @@ int cudaMemPoolTrimTo(struct cudasim_pool *pool, size_t bytes)
 
 int cudaMallocAsync(void **p, size_t bytes, struct cudasim_stream *s)
 {
-  int r = bytes ? allocate(p, bytes, 1) : cudasim_fail(cudaErrorInvalidValue, "0 bytes of the pool");
+  int r = bytes ? allocate(p, bytes, 1, s->device) : cudasim_fail(cudaErrorInvalidValue, "0 bytes of the pool");
 
   if (r)
     return r;

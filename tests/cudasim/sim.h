@@ -45,6 +45,8 @@ void cudasim_fail_allocation(int n);
 void cudasim_fail_graphs(int n);
 /* The next n captures cannot begin for want of memory. */
 void cudasim_fail_captures(int n);
+/* How much memory each device has, but for the vendor libraries' working memory, which the stand-ins do without; 8 GiB at first. */
+void cudasim_memory(size_t bytes);
 /* How many devices there are said to be; 1 at first. */
 void cudasim_devices(int count);
 /* Whether devices have memory pools, as they do at first; for backends that are opened later. */

@@ -509,11 +509,48 @@ static void test_limits(void **state)
   stage_close(&s);
 }
 
+/* What a server plans for a picture: no picture takes more, and the largest takes exactly that. */
+static void test_plan(void **state)
+{
+  static uint8_t rgb[64 * 64 * 3];
+  static char longest[2 * PROMPT_CHUNK * PROMPT_MAX_CHUNKS];
+  struct stage s;
+  struct err e = {0};
+  size_t plan;
+
+  (void)state;
+  for (int i = 0; i < (PROMPT_MAX_CHUNKS - 1) * (PROMPT_CHUNK - 2) + 1; i++)
+    memcpy(longest + 2 * i, "a ", 3);
+  stage_open(&s, &be_cpu, 1, 0, 0);
+  plan = draw_plan_bytes(s.t.m, 64, 64);
+  for (int kind = 0; kind < 32; kind++) {
+    struct draw_params p = {.prompt = kind & 1 ? longest : "a bell", .negative = kind & 2 ? longest : "", .width = kind & 4 ? 64 : 128,
+                            .height = kind & 4 ? 64 : 32, .steps = 1, .guidance = kind & 8 ? 3 : 1, .sampler = SAMPLER_EULER, .strength = 1};
+    struct draw *d;
+
+    p.prompt_len = strlen(p.prompt);
+    p.negative_len = strlen(p.negative);
+    if (kind & 16) {
+      p.init_rgb = rgb;
+      p.mask = rgb;
+    }
+    must(draw_prepare(&d, s.t.m, &p, &e), &e);
+    must(draw_start(d, model_lane(s.t.m), s.g[0], &e), &e);
+    assert_in_range(draw_bytes(d), 1, plan);
+    if (kind == 31)
+      assert_int_equal(draw_bytes(d), plan);
+    draw_close(d);
+  }
+  assert_true(draw_plan_bytes(s.t.m, 128, 128) > plan);
+  stage_close(&s);
+}
+
 int main(int argc, char **argv)
 {
   static const struct CMUnitTest tests[] = {cmocka_unit_test(test_cpu),       cmocka_unit_test(test_helpers), cmocka_unit_test(test_ref),
                                             cmocka_unit_test(test_one_fails), cmocka_unit_test(test_lanes),   cmocka_unit_test(test_thread_counts),
-                                            cmocka_unit_test(test_limits),    cmocka_unit_test(test_cuts)};
+                                            cmocka_unit_test(test_limits),    cmocka_unit_test(test_cuts),
+                                            cmocka_unit_test(test_plan)};
 
   if (argc > 1)
     cmocka_set_test_filter(argv[1]);

@@ -493,6 +493,43 @@ static void end_pictures(struct jobs *js, struct job *j, int n)
   }
 }
 
+/* A device whose memory holds less than the operator wished takes no more than that, and holds up nobody when it is full. */
+static void test_small_device(void **state)
+{
+  struct job *j[5];
+  struct jobs js;
+  struct err e = {0};
+  _Atomic int woken = 0;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 8, 3, 2, &e), 0);
+  assert_int_equal(jobs_count(&js).room, 6);
+  jobs_set_room(&js, 0, 1);
+  assert_int_equal(jobs_count(&js).room, 4);
+  for (int i = 0; i < 5; i++) {
+    assert_int_equal(job_reserve(&js, &j[i], &e), 0);
+    j[i]->req.n = 1;
+    j[i]->wake = count_wake;
+    j[i]->wake_arg = &woken;
+    job_submit(&js, j[i]);
+  }
+  assert_ptr_equal(job_take(&js, 0), j[0]);
+  for (int i = 1; i < 4; i++)
+    assert_ptr_equal(job_take(&js, 1), j[i]); /* 1, 2 and 3 against 1, and that one is full */
+  end_pictures(&js, j[0], 1);
+  assert_ptr_equal(job_take(&js, 0), j[4]); /* 0 against 3 */
+  for (int i = 0; i < 5; i++) {
+    if (i)
+      end_pictures(&js, j[i], 1);
+    job_drawn(&js, j[i]);
+    assert_ptr_equal(parcel_next(&js), &j[i]->parcel);
+    job_finish(&js, j[i]);
+    job_release(&js, j[i]);
+  }
+  assert_int_equal(woken, 5);
+  jobs_close(&js);
+}
+
 /* One queue, two takers: the one with fewer pictures takes, whoever asks first. */
 static void test_two_devices(void **state)
 {
@@ -736,7 +773,7 @@ int main(void)
       cmocka_unit_test(test_bound),         cmocka_unit_test(test_entry_is_clean),
       cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running), cmocka_unit_test(test_reading), cmocka_unit_test(test_cut),
       cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look), cmocka_unit_test(test_list),
-      cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),    cmocka_unit_test(test_two_devices),
+      cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),    cmocka_unit_test(test_two_devices), cmocka_unit_test(test_small_device),
       cmocka_unit_test(test_two_devices_look), cmocka_unit_test(test_storm_two),
   };
 

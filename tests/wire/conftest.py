@@ -1,7 +1,7 @@
 """The real daemon for tests: started on a free port, talked to over sockets, stopped with SIGTERM.
 
 SAFELIGHT names another binary than build/release/safelight (a sanitizer build), SAFELIGHT_ARGS more flags for it, SAFELIGHT_PATIENCE
-a factor for all patience. SAFELIGHT_MODEL names another checkpoint than the bundled one.
+a factor for all patience. SAFELIGHT_MODEL names another checkpoint than the bundled one, SAFELIGHT_PLANS a folder that all daemons keep compiled plans in.
 """
 import http.client
 import json
@@ -54,6 +54,10 @@ class Daemon:
         name = str(time.monotonic_ns())
         self.log_path = directory / f"stderr-{name}"
         self.state = pathlib.Path(state or directory / f"state-{name}")
+        if plans := os.environ.get("SAFELIGHT_PLANS"):
+            self.state.mkdir(mode=0o700, exist_ok=True)
+            if not (self.state / "plans").exists():
+                (self.state / "plans").symlink_to(plans)
         command = [BINARY, "serve", "--port", "0", "--threads", "1", "--model", str(model), "--state", str(self.state)]
         command += ["--policy", str(policy)]
         command += os.environ.get("SAFELIGHT_ARGS", "").split() + list(args)

@@ -50,6 +50,7 @@ def test_what_happened_is_counted(start):
     assert value(before, "safelight_ready") == 1
     for what in ("weights", "activations"):
         assert value(before, "safelight_device_memory_planned_bytes", what=what, device="0") > 1 << 20, what
+    assert value(before, "safelight_device_memory_planned_bytes", what="pictures", device="0") > 1 << 20
     assert value(before, "safelight_queue_capacity") == 64
     assert requests(before, "openai", 200) == 0
     assert d.post({**QUICK, "n": 2}).status == 200
