@@ -201,7 +201,7 @@ CARD_OPS  := $(patsubst %,$(CARD)/%.o,tests/cudasim/test_ops.c tests/gpu/card.c 
 CARD_REST := $(patsubst %,$(CARD)/%.o,tests/gpu/card.c tests/golden/make_adapter.c tests/golden/tiny.c tests/golden/write_ckpt.c)
 
 gpu-ops: $(CARD)/test_ops ## build the op tests for the card of this machine (ARCHS=, CUDA=, CUDNN=)
-gpu-programs: $(CARD)/test_model $(CARD)/test_pass $(CARD)/test_draws $(CARD)/bench $(BUILD)/safelight-cuda.so ## build the rest for the card of this machine
+gpu-programs: $(CARD)/test_model $(CARD)/test_pass $(CARD)/test_draws $(CARD)/bench $(BUILD)/safelight-cuda.so $(GPU)/compile_graphs ## build the rest for the card of this machine
 gpu-check: ## everything that a card can show, in one command and under ten minutes: tests/gpu/README.md
 	@tests/gpu/check
 

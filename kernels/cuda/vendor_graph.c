@@ -356,28 +356,34 @@ MUST_CHECK static int plan_of(struct graph_plan *out, const struct graph_target 
   return plan_take(out, d, e);
 }
 
-int graph_plan_save(const struct graph_plan *p, char **text, size_t *n, struct err *e)
+/* An attribute that is a text, *n bytes as cuDNN counts them, and a NUL behind them. what: "a plan". */
+MUST_CHECK static int text_of(cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name, const char *what, char **text, size_t *n, struct err *e)
 {
   int64_t size = 0, got = 0;
-  int r = graph_check(cudnnBackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, 0, &size, NULL), "saving a plan", e);
+  int r = graph_check(cudnnBackendGetAttribute(d, name, CUDNN_TYPE_CHAR, 0, &size, NULL), what, e);
 
   *text = NULL;
   if (r)
     return r;
   if (size < 1 || size > GRAPH_TEXT_MAX)
-    return err_set(e, E_INTERNAL, "cuDNN: a plan of %lld bytes", (long long)size);
-  *text = malloc((size_t)size);
+    return err_set(e, E_INTERNAL, "cuDNN: %s of %lld bytes", what, (long long)size);
+  *text = calloc(1, (size_t)size + 1);
   if (!*text)
-    return err_set(e, E_NOMEM, "out of memory for a plan");
-  r = graph_check(cudnnBackendGetAttribute(p->plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, size, &got, *text), "saving a plan", e);
+    return err_set(e, E_NOMEM, "out of memory for %s", what);
+  r = graph_check(cudnnBackendGetAttribute(d, name, CUDNN_TYPE_CHAR, size, &got, *text), what, e);
   if (!r && got != size)
-    r = err_set(e, E_INTERNAL, "cuDNN: a plan of %lld bytes became one of %lld", (long long)size, (long long)got);
+    r = err_set(e, E_INTERNAL, "cuDNN: %s of %lld bytes became one of %lld", what, (long long)size, (long long)got);
   if (r) {
     free(*text);
     *text = NULL;
   }
   *n = (size_t)size;
   return r;
+}
+
+int graph_plan_save(const struct graph_plan *p, char **text, size_t *n, struct err *e)
+{
+  return text_of(p->plan, CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, "a plan", text, n, e);
 }
 
 int graph_plan_load(struct graph_plan *out, const struct graph_target *t, const char *text, size_t n, struct err *e)
@@ -549,14 +555,15 @@ void graph_plan_close(struct graph_plan *p)
   *p = (struct graph_plan){0};
 }
 
-int graph_device_open(cudnnBackendDescriptor_t *device, const char *json, struct err *e)
+/* A device by one attribute of its descriptor. */
+MUST_CHECK static int device_by(cudnnBackendDescriptor_t *device, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t n,
+                                const void *value, struct err *e)
 {
   int r = graph_check(cudnnBackendCreateDescriptor(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, device), "a device", e);
 
   if (r)
     return r;
-  r = graph_check(cudnnBackendSetAttribute(*device, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)strlen(json) + 1, json),
-                  "a device's description", e);
+  r = graph_check(cudnnBackendSetAttribute(*device, name, type, n, value), "a device's description", e);
   if (!r)
     r = graph_check(cudnnBackendFinalize(*device), "a device's description", e);
   if (r) {
@@ -564,4 +571,21 @@ int graph_device_open(cudnnBackendDescriptor_t *device, const char *json, struct
     *device = NULL;
   }
   return r;
+}
+
+int graph_device_open(cudnnBackendDescriptor_t *device, const char *json, struct err *e)
+{
+  return device_by(device, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)strlen(json) + 1, json, e);
+}
+
+int graph_device_of(cudnnBackendDescriptor_t *device, cudnnHandle_t handle, struct err *e)
+{
+  return device_by(device, CUDNN_ATTR_DEVICEPROP_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle, e);
+}
+
+int graph_device_text(cudnnBackendDescriptor_t device, char **text, struct err *e)
+{
+  size_t n;
+
+  return text_of(device, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, "a device's description", text, &n, e);
 }

@@ -34,6 +34,10 @@ struct graph_plan {
 
 /* A device from its description in JSON (deploy/devices). Freed with cudnnBackendDestroyDescriptor. */
 MUST_CHECK int graph_device_open(cudnnBackendDescriptor_t *device, const char *json, struct err *e);
+/* The same of the card that the handle is for. */
+MUST_CHECK int graph_device_of(cudnnBackendDescriptor_t *device, cudnnHandle_t handle, struct err *e);
+/* A device's description in JSON, as cuDNN has it: freed by the caller, NULL after failure. */
+MUST_CHECK int graph_device_text(cudnnBackendDescriptor_t device, char **text, struct err *e);
 
 /* choice->engine -1: takes the first of the heuristics that compiles, splits no sum, is deterministic and keeps to GPU_DNN_WORKSPACE with these pictures and
  * with GPU_DNN_ROWS of them, and says so in *choice; else exactly that one, and E_INTERNAL when it needs more. Pointers of c and a decide what is fused and
@@ -43,7 +47,7 @@ MUST_CHECK int graph_attention_open(struct graph_plan *p, const struct graph_tar
                                     struct err *e);
 void graph_plan_close(struct graph_plan *p);
 
-/* A plan as cuDNN's text, *n bytes with its final NUL, freed by the caller; and back, on the kind of device and the version of cuDNN that it was made
+/* A plan as cuDNN's text, *n bytes, freed by the caller; and back, on the kind of device and the version of cuDNN that it was made
  * for: cuDNN checks both. */
 MUST_CHECK int graph_plan_save(const struct graph_plan *p, char **text, size_t *n, struct err *e);
 MUST_CHECK int graph_plan_load(struct graph_plan *p, const struct graph_target *t, const char *text, size_t n, struct err *e);

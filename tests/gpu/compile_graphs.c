@@ -4,6 +4,7 @@
  *   compile_graphs DEVICE.json TABLE   each graph: accepted, engine chosen, kernel compiled; compared with the engines recorded in TABLE
  *   compile_graphs DEVICE.json errors  what cuDNN refuses is a fault of the program, short memory is short memory, and only the rest is the device's; and
  *                                      that no plan wants more working memory than there is
+ *   compile_graphs DEVICE.json describe    prints the description as cuDNN gives it back; with "card" in place of a file that of the card that is there
  *   compile_graphs DEVICE.json - [WORDS]   prints the lines of the table instead, with workspace and settings; WORDS: of matching graphs alone
  *
  * It proves that graphs are accepted and which engine they get, and nothing about numbers or speed. A graph whose engine differs from the
@@ -217,18 +218,50 @@ static int check_errors(const struct graph_target *t)
   return failed != 0;
 }
 
+/* The description of a file, or of the card, as cuDNN has it. */
+static int describe(const char *json)
+{
+  cudnnBackendDescriptor_t device = NULL;
+  cudnnHandle_t handle = NULL;
+  struct err e = {0};
+  char *text = NULL;
+  int r = json ? graph_device_open(&device, json, &e) : graph_check(cudnnCreate(&handle), "opening", &e);
+
+  if (!r && !json)
+    r = graph_device_of(&device, handle, &e);
+  if (!r)
+    r = graph_device_text(device, &text, &e);
+  if (r)
+    fprintf(stderr, "compile_graphs: %s\n", e.msg);
+  else
+    printf("%s\n", text);
+  free(text);
+  if (device)
+    cudnnBackendDestroyDescriptor(device);
+  if (handle)
+    cudnnDestroy(handle);
+  return r != 0;
+}
+
 int main(int argc, char **argv)
 {
   int convs_n = sizeof convs / sizeof *convs, all = convs_n + (int)(sizeof attentions / sizeof *attentions), failed = 0;
   int errors = argc > 2 && !strcmp(argv[2], "errors"), prints = argc > 2 && !strcmp(argv[2], "-");
-  char *json = argc > 1 ? read_file(argv[1]) : NULL, *table = argc > 2 && !errors && !prints ? read_file(argv[2]) : NULL, device[64];
+  char *json = argc > 1 ? read_file(argv[1]) : NULL, device[64];
+  char *table = argc > 2 && !errors && !prints && strcmp(argv[2], "describe") ? read_file(argv[2]) : NULL;
   const char *words = argc > 3 ? argv[3] : "";
   const char *slash = argc > 1 ? strrchr(argv[1], '/') : NULL;
   struct graph_target t = {0};
   struct err e = {0};
 
+  if (argc == 3 && !strcmp(argv[2], "describe") && (json || !strcmp(argv[1], "card"))) {
+    failed = describe(json);
+    free(json);
+    free(table);
+    return failed;
+  }
   if (!json || argc < 3 || (!errors && !prints && !table) || graph_device_open(&t.device, json, &e)) {
-    fprintf(stderr, "compile_graphs: %s\n", e.code ? e.msg : "usage: compile_graphs DEVICE.json TABLE|errors|- [WORDS]\n");
+    fprintf(stderr, "compile_graphs: %s\n", e.code ? e.msg : "usage: compile_graphs DEVICE.json TABLE|errors|describe|- [WORDS]\n");
     free(json);
     free(table);
     return 2;
