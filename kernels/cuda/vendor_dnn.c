@@ -23,7 +23,7 @@
 #include "kernels/cuda/plans.h"
 #include "kernels/cuda/vendor_graph.h"
 
-/* A rehearsal of SD1.5 with 64 rows makes 2,300 plans, which are all to stay. */
+/* A rehearsal of SD1.5 with 64 rows makes 2,150 plans, which are all to stay. */
 enum { MOST_PLANS = 4096, MOST_CHOICES = 2048 };
 
 /* What is kept on disk for a class of shapes: the engine that was chosen for it, and for each count of pictures the plan of that engine. */
