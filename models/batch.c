@@ -232,7 +232,7 @@ static void step_some(struct batch *b, struct draw *const *d, int n, struct err 
 
   for (int i = 0; i < n; i++) {
     err[i] = (struct err){0};
-    if (!d[i]->g || d[i]->step >= d[i]->plan.n)
+    if (!d[i]->g || d[i]->step >= d[i]->subject->plan.n)
       (void)err_set(&err[i], E_INTERNAL, "the picture was not started or has no step left");
     else
       b->entry[count++] = (struct entry){d[i], &err[i]};

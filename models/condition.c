@@ -1,5 +1,5 @@
 /*
- * condition.c - see condition.h. Called by pipeline.c and predict.c.
+ * condition.c - see condition.h. Called by subject.c and predict.c.
  */
 #include "models/condition.h"
 

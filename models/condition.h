@@ -1,7 +1,7 @@
 /*
  * condition.h - from a prompt to what the UNet attends to: tokens, text encoder, emphasis, keys and values.
  *
- * Called by pipeline.c (pictures) and predict.c (single predictions: canaries, calibration). Threads: condition_tokenize runs on any
+ * Called by subject.c (pictures) and predict.c (single predictions: canaries, calibration). Threads: condition_tokenize runs on any
  * thread; condition_fill on the one that owns the run's backend.
  */
 #ifndef SAFELIGHT_MODELS_CONDITION_H

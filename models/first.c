@@ -5,7 +5,7 @@
  * numbers included: the generator draws the sample of the encoder's distribution, then the noise, and with a mask once more for the masked
  * picture, which such a UNet does not look at. Meng et al., "SDEdit", 2022; Lugmayr et al., "RePaint", 2022, 4.1 (without resampling).
  *
- * Invariants: nothing of the first picture changes after draw_start. Called by pipeline.c, step.c, picture.c.
+ * Invariants: nothing of the first picture changes after the first draw_start of its request. Called by pipeline.c, subject.c, step.c, picture.c.
  * Threads: as the callers.
  */
 #include <math.h>
@@ -37,7 +37,7 @@ MUST_CHECK static int count_steps(const struct draw_params *p, int *skip, struct
 
 int first_prepare(struct draw *d, const struct draw_params *p, int *skip, struct err *e)
 {
-  size_t pixels = (size_t)p->width * (size_t)p->height;
+  size_t pixels = (size_t)p->width * (size_t)p->height, moments = 2 * (size_t)(d->h * d->w * d->c);
   struct first *f;
   int r;
 
@@ -48,11 +48,12 @@ int first_prepare(struct draw *d, const struct draw_params *p, int *skip, struct
   r = count_steps(p, skip, e);
   if (r)
     return r;
-  f = malloc(sizeof *f + pixels * (p->mask ? 4 : 3));
+  f = malloc(sizeof *f + moments * sizeof *f->moments + pixels * (p->mask ? 4 : 3));
   if (!f)
     return err_set(e, E_NOMEM, "out of memory for the first picture");
-  d->first = f;
-  f->rgb = (uint8_t *)(f + 1);
+  d->subject->first = f;
+  f->moments = (float *)(f + 1);
+  f->rgb = (uint8_t *)(f->moments + moments);
   f->mask = p->mask ? f->rgb + 3 * pixels : NULL;
   memcpy(f->rgb, p->init_rgb, 3 * pixels);
   if (f->mask)
@@ -62,18 +63,20 @@ int first_prepare(struct draw *d, const struct draw_params *p, int *skip, struct
 
 /* ---- start ---- */
 
-/* The encoder's distribution of the first picture -> moments (h, w, 2c) in host memory: means, then log variances, pixel by pixel. */
-MUST_CHECK static int encode(struct draw *d, struct run *run, float *rgb, float *moments)
+int first_encode(struct draw *d, struct run *run)
 {
   struct be *be = run->be;
   size_t mark = run_mark(run), n = (size_t)d->p.width * (size_t)d->p.height * 3;
   struct tensor x = run_alloc(run, 1, d->p.height, d->p.width, 3);
   struct tensor y = run_alloc_type(run, DT_F32, 1, d->h, d->w, 2 * d->c);
+  float *rgb = malloc(n * sizeof *rgb);
   int64_t bad = 0;
   int r = run->code;
 
-  for (size_t i = 0; i < n; i++)
-    rgb[i] = 2 * ((float)d->first->rgb[i] / 255) - 1;
+  if (!rgb)
+    r = err_set(run->e, E_NOMEM, "out of memory for the first picture");
+  for (size_t i = 0; !r && i < n; i++)
+    rgb[i] = 2 * ((float)d->subject->first->rgb[i] / 255) - 1;
   if (!r)
     r = be->ops->upload(be, x, rgb, DT_F32, run->e);
   if (!r)
@@ -83,14 +86,16 @@ MUST_CHECK static int encode(struct draw *d, struct run *run, float *rgb, float 
   if (!r && bad)
     r = err_set(run->e, E_INTERNAL, "%lld values of the first picture's latent are not finite", (long long)bad);
   if (!r)
-    r = be->ops->download(be, moments, DT_F32, y, run->e);
+    r = be->ops->download(be, d->subject->first->moments, DT_F32, y, run->e);
+  free(rgb);
   run_reset(run, mark);
   return r;
 }
 
 /* clean = scaling_factor * (mean + std * normal), the normals in clean. */
-static void sample(const struct draw *d, const float *moments, float *clean)
+static void sample(const struct draw *d, float *clean)
 {
+  const float *moments = d->subject->first->moments;
   double factor = vae_config(d->m->vae)->scaling_factor;
 
   for (int64_t i = 0; i < d->h * d->w; i++)
@@ -105,9 +110,9 @@ static void sample(const struct draw *d, const float *moments, float *clean)
 /* How the clean latent is noised as far as the sampler's next step expects; after the last step it is clean. */
 static struct blend_coef held(const struct draw *d)
 {
-  if (d->step >= d->plan.n)
+  if (d->step >= d->subject->plan.n)
     return (struct blend_coef){1, 0};
-  return (struct blend_coef){d->plan.step[d->step].hold_x, d->plan.step[d->step].hold_noise};
+  return (struct blend_coef){d->subject->plan.step[d->step].hold_x, d->subject->plan.step[d->step].hold_noise};
 }
 
 /* diffusers shrinks the mask to latents by taking the first pixel of each square. */
@@ -115,7 +120,7 @@ static uint8_t is_anew(const struct draw *d, int64_t y, int64_t x)
 {
   int64_t k = d->m->info.vae_factor;
 
-  return d->first->mask[y * k * d->p.width + x * k] >= ANEW;
+  return d->subject->first->mask[y * k * d->p.width + x * k] >= ANEW;
 }
 
 /* What first_hold reads. anew: h*w bytes of working memory. */
@@ -133,34 +138,30 @@ MUST_CHECK static int upload_held(struct draw *d, struct be *be, const float *cl
 
 int first_start(struct draw *d, struct run *run)
 {
-  size_t pixels = (size_t)(d->h * d->w), C = (size_t)d->c, latent = pixels * C, rgb = (size_t)d->p.width * (size_t)d->p.height * 3;
-  float *work = malloc((rgb + 5 * latent) * sizeof *work), *moments, *clean, *noise;
-  int has_mask = d->first->mask != NULL, is_noise_alone = has_mask && d->p.strength >= 1;
+  size_t pixels = (size_t)(d->h * d->w), C = (size_t)d->c, latent = pixels * C;
+  float *x = malloc(4 * latent * sizeof *x), *clean, *noise, *spare; /* (h, w, C) each */
+  int has_mask = d->subject->first->mask != NULL, is_noise_alone = has_mask && d->p.strength >= 1;
   struct blend_coef k = held(d);
   int r;
 
-  if (!work)
+  if (!x)
     return err_set(run->e, E_NOMEM, "out of memory for the first picture");
-  moments = work + rgb; /* (h, w, 2C) */
-  clean = moments + 2 * latent;
+  clean = x + latent;
   noise = clean + latent;
-  r = encode(d, run, work, moments);
-  if (r)
-    goto out;
-  normal_fill_pixels(&d->rng.state, clean, pixels, C, 1, noise + latent);
-  sample(d, moments, clean);
-  normal_fill_pixels(&d->rng.state, noise, pixels, C, 1, noise + latent);
+  spare = noise + latent;
+  normal_fill_pixels(&d->rng.state, clean, pixels, C, 1, spare);
+  sample(d, clean);
+  normal_fill_pixels(&d->rng.state, noise, pixels, C, 1, spare);
   for (size_t i = 0; i < latent; i++)
-    work[i] = is_noise_alone ? d->plan.init_scale * noise[i] : (float)((double)k.a * (double)clean[i] + (double)k.b * (double)noise[i]);
-  r = run->be->ops->upload(run->be, d->x, work, DT_F32, run->e);
+    x[i] = is_noise_alone ? d->subject->plan.init_scale * noise[i] : (float)((double)k.a * (double)clean[i] + (double)k.b * (double)noise[i]);
+  r = run->be->ops->upload(run->be, d->x, x, DT_F32, run->e);
   if (!r && has_mask)
-    r = upload_held(d, run->be, clean, noise, (uint8_t *)moments, run->e);
+    r = upload_held(d, run->be, clean, noise, (uint8_t *)spare, run->e);
   if (!r)
-    r = run->be->ops->sync(run->be, run->e); /* before work is freed */
+    r = run->be->ops->sync(run->be, run->e); /* before x is freed */
   if (has_mask)
     rng_randn(&d->rng, noise, latent); /* the sample of the masked picture */
-out:
-  free(work);
+  free(x);
   return r;
 }
 
@@ -175,7 +176,7 @@ int first_hold(struct draw *d, struct be *be, struct err *e)
 
 void first_paste(const struct draw *d, uint8_t *rgb)
 {
-  const struct first *f = d->first;
+  const struct first *f = d->subject->first;
   size_t pixels = (size_t)d->p.width * (size_t)d->p.height;
 
   for (size_t i = 0; i < pixels; i++)

@@ -43,7 +43,7 @@ MUST_CHECK static int decode(const struct draw *d, struct run *run, struct tenso
     r = be->ops->to_rgb8(be, bytes, picture, run->e);
   if (!r)
     r = be->ops->download(be, rgb, DT_U8, bytes, run->e);
-  if (!r && d->first && d->first->mask && !d->p.leaves_pixels)
+  if (!r && d->subject->first && d->subject->first->mask && !d->p.leaves_pixels)
     first_paste(d, rgb);
   return r;
 }
@@ -56,7 +56,7 @@ int draw_decode(struct draw *d, struct lane *l, uint8_t *rgb, struct err *e)
 
   if (r)
     return r;
-  if (d->step < d->plan.n && !d->is_cut)
+  if (d->step < d->subject->plan.n && !d->is_cut)
     return err_set(e, E_INTERNAL, "the picture is not finished");
   run_init(&run, l->be, &l->arena, d->g, e);
   z = run_alloc(&run, 1, d->h, d->w, d->c);

@@ -2,7 +2,7 @@
  * pipeline.c - the two ends of a picture's life; see pipeline.h.
  *
  *   draw_prepare                  any thread     check, tokenise, plan the sampler
- *   draw_start                    a lane         encode both prompts, keys and values of every cross-attention, initial noise
+ *   draw_start                    a lane         both prompts encoded, with keys and values of every cross-attention (subject.c); initial noise
  *   draw_step, batch_step         device thread  one UNet pass, one linear update of the latent (step.c, batch.c)
  *   draw_snapshot, draw_preview   a lane         what it looks like so far (picture.c)
  *   draw_decode                   a lane         VAE, pixels (picture.c)
@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "models/condition.h"
 #include "models/draw.h"
 
 /* ---- preparation: no device ---- */
@@ -63,7 +62,7 @@ MUST_CHECK static int check_params(struct model *m, const struct draw_params *p,
 int draw_prepare(struct draw **out, struct model *m, const struct draw_params *p, struct err *e)
 {
   struct draw *d = NULL;
-  int r, skip = 0;
+  int r;
 
   *out = NULL;
   r = check_params(m, p, e);
@@ -82,13 +81,7 @@ int draw_prepare(struct draw **out, struct model *m, const struct draw_params *p
   d->h = p->height / m->info.vae_factor;
   d->w = p->width / m->info.vae_factor;
   d->c = m->info.latent_channels;
-  r = condition_tokenize(&d->tokens[SIDE_PROMPT], m, p->prompt, p->prompt_len, "prompt", e);
-  if (!r && d->rows > 1)
-    r = condition_tokenize(&d->tokens[SIDE_NEGATIVE], m, p->negative ? p->negative : "", p->negative_len, "negative_prompt", e);
-  if (!r && (p->init_rgb || p->mask))
-    r = first_prepare(d, p, &skip, e);
-  if (!r)
-    r = sampler_plan_from(&d->plan, &m->schedule, p->sampler, p->karras, p->steps, skip, e);
+  r = subject_prepare(d, p, e);
   if (r)
     goto out;
   rng_seed(&d->rng, p->seed);
@@ -99,6 +92,19 @@ out:
   return r;
 }
 
+int draw_prepare_like(struct draw **out, const struct draw *other, uint64_t seed, struct err *e)
+{
+  struct draw *d = calloc(1, sizeof *d);
+
+  *out = d;
+  if (!d)
+    return err_set(e, E_NOMEM, "out of memory for a picture");
+  *d = (struct draw){.m = other->m, .p = other->p, .subject = subject_ref(other->subject), .rows = other->rows, .h = other->h, .w = other->w, .c = other->c};
+  d->p.seed = seed;
+  rng_seed(&d->rng, seed);
+  return 0;
+}
+
 int draw_step_index(const struct draw *d)
 {
   return d->step;
@@ -106,7 +112,7 @@ int draw_step_index(const struct draw *d)
 
 int draw_step_count(const struct draw *d)
 {
-  return d->plan.n;
+  return d->subject->plan.n;
 }
 
 const struct generation *draw_generation(const struct draw *d)
@@ -116,13 +122,12 @@ const struct generation *draw_generation(const struct draw *d)
 
 int draw_prompt_tokens(const struct draw *d)
 {
-  return d->tokens[SIDE_PROMPT].tokens;
+  return d->subject->tokens[SIDE_PROMPT].tokens;
 }
 
 /* ---- start: encode, noise ---- */
 
-/* Places one tensor at *top of the slab; with mem NULL only *top moves. */
-static struct tensor place(char *mem, size_t *top, enum dtype type, int64_t b, int64_t h, int64_t w, int64_t c)
+struct tensor draw_place(char *mem, size_t *top, enum dtype type, int64_t b, int64_t h, int64_t w, int64_t c)
 {
   struct tensor t = {mem ? mem + *top : NULL, {b, h, w, c}, type};
 
@@ -133,27 +138,17 @@ static struct tensor place(char *mem, size_t *top, enum dtype type, int64_t b, i
 /* Lays out the device slab; called once to size it and once to fill in the pointers. */
 static size_t lay_out(struct draw *d, char *mem)
 {
-  const struct unet_config *u = unet_config(d->m->unet);
-  enum dtype act = d->m->be->act;
   size_t top = 0;
 
-  for (int i = 0; i < d->rows; i++) {
-    int64_t T = (int64_t)d->tokens[i].n * PROMPT_CHUNK;
-    int64_t bytes = (int64_t)unet_context_bytes(d->m->unet, T, act);
-
-    d->context[i] = (struct unet_context){place(mem, &top, DT_U8, 1, 1, 1, bytes).p, T};
-  }
-  d->x = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
-  d->x0_old = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
-  d->noise = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
-  d->snapshot = place(mem, &top, act, 1, d->h, d->w, d->c);
-  d->random = place(mem, &top, DT_I32, 1, 1, 1, NORMAL_WORDS);
-  if (u->add_time_dim)
-    d->pooled = place(mem, &top, DT_F32, 1, 1, 1, u->add_in_dim - 6 * u->add_time_dim);
-  if (d->first && d->first->mask) {
-    d->anew = place(mem, &top, DT_U8, 1, d->h, d->w, 1);
-    d->clean = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
-    d->added = place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
+  d->x = draw_place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
+  d->x0_old = draw_place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
+  d->noise = draw_place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
+  d->snapshot = draw_place(mem, &top, d->m->be->act, 1, d->h, d->w, d->c);
+  d->random = draw_place(mem, &top, DT_I32, 1, 1, 1, NORMAL_WORDS);
+  if (d->subject->first && d->subject->first->mask) {
+    d->anew = draw_place(mem, &top, DT_U8, 1, d->h, d->w, 1);
+    d->clean = draw_place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
+    d->added = draw_place(mem, &top, DT_F32, 1, d->h, d->w, d->c);
   }
   return top;
 }
@@ -165,40 +160,30 @@ size_t draw_bytes(const struct draw *d)
   return lay_out(&sized, NULL);
 }
 
+size_t draw_shared_bytes(const struct draw *d)
+{
+  return subject_bytes(d->subject, d->m);
+}
+
 size_t draw_plan_bytes(struct model *m, int width, int height)
 {
   int f = m->info.vae_factor, chunks = m->tokenizer ? PROMPT_MAX_CHUNKS : 1;
   struct first masked = {.mask = (uint8_t[1]){0}};
-  struct draw largest = {.m = m, .rows = DRAW_ROWS, .h = height / f, .w = width / f, .c = m->info.latent_channels};
+  struct subject longest = {.tokens = {{.n = chunks}, {.n = chunks}}, .first = m->info.has_encoder ? &masked : NULL};
+  struct draw largest = {.m = m, .subject = &longest, .rows = DRAW_ROWS, .h = height / f, .w = width / f, .c = m->info.latent_channels};
 
-  for (int i = 0; i < SIDES; i++)
-    largest.tokens[i].n = chunks;
-  largest.first = m->info.has_encoder ? &masked : NULL;
-  return lay_out(&largest, NULL);
-}
-
-/* What a draw needs beside device memory: marks, and the numbers that are the same in each step. */
-MUST_CHECK static int prepare_steps(struct draw *d, struct run *run)
-{
-  struct be *be = run->be;
-  int r = be->ops->mark_open(be, &d->seen, run->e);
-
-  if (!r)
-    r = be->ops->mark_open(be, &d->done, run->e);
-  if (!r && d->pooled.d[0])
-    r = condition_stand_in(run, d->pooled);
-  return r;
+  return lay_out(&largest, NULL) + subject_bytes(&longest, m);
 }
 
 /* The first latent, and the generator of the noise of later steps. */
 MUST_CHECK static int start_latent(struct draw *d, struct run *run)
 {
   struct be *be = run->be;
-  int r = d->first ? first_start(d, run) : 0;
+  int has_first = d->subject->first != NULL, r = has_first ? first_start(d, run) : 0;
 
   if (!r)
     r = be->ops->upload(be, d->random, &d->rng.state, DT_I32, run->e);
-  return r || d->first ? r : be->ops->randn(be, d->x, d->random, d->plan.init_scale, run->e);
+  return r || has_first ? r : be->ops->randn(be, d->x, d->random, d->subject->plan.init_scale, run->e);
 }
 
 int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err *e)
@@ -214,16 +199,17 @@ int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err 
   if ((g->base ? g->base : g) != l->m->base)
     return err_set(e, E_INTERNAL, "the generation was built on another device than the one that draws");
   d->m = l->m;
-  r = be->ops->mem_alloc(be, lay_out(d, NULL), &d->mem, e);
+  r = subject_start(d, l, g, e);
+  if (!r)
+    r = be->ops->mem_alloc(be, lay_out(d, NULL), &d->mem, e);
   if (r)
     return r;
   lay_out(d, d->mem);
   d->g = generation_ref(g);
   run_init(&run, be, &l->arena, g, e);
-  for (int i = 0; !r && i < d->rows; i++)
-    r = condition_fill(&run, d->m, &d->tokens[i], d->p.clip_skip, &d->context[i]);
+  r = be->ops->mark_open(be, &d->seen, e);
   if (!r)
-    r = prepare_steps(d, &run);
+    r = be->ops->mark_open(be, &d->done, e);
   if (!r)
     r = start_latent(d, &run);
   run_reset(&run, 0);
@@ -253,11 +239,8 @@ void draw_close(struct draw *d)
   if (d->mem)
     d->m->be->ops->mem_free(d->m->be, d->mem);
   generation_unref(d->g);
-  for (int i = 0; i < SIDES; i++)
-    prompt_tokens_close(&d->tokens[i]);
-  sampler_plan_close(&d->plan);
+  subject_unref(d->subject);
   d->m->be->ops->mark_close(d->m->be, d->seen);
   d->m->be->ops->mark_close(d->m->be, d->done);
-  free(d->first);
   free(d);
 }

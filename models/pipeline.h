@@ -81,13 +81,18 @@ MUST_CHECK int model_reserve_for(struct model *m, int width, int height, int wor
 /* Checks the params against the model, tokenises and plans; no device work, any thread. *d is NULL after failure. E_ARG names
  * the field ("width", "steps", "prompt", ...) and the bound. */
 MUST_CHECK int draw_prepare(struct draw **d, struct model *m, const struct draw_params *p, struct err *e);
+/* Another picture of the request that `other` is of, with a seed of its own, else the same. What they share (tokens, keys and values, the first picture) they
+ * hold together: it is made once, by the first of them that is started. They are prepared and started one at a time, and started under one generation on
+ * lanes of one model. *d is NULL after failure: E_NOMEM. */
+MUST_CHECK int draw_prepare_like(struct draw **d, const struct draw *other, uint64_t seed, struct err *e);
 /* Pins the generation g (a reference of its own, until draw_close), encodes the prompts through it and draws the initial noise, on a lane with
  * LANE_ENDS. Every later call for this picture reads g's weights, VAE included. The lane's model may be another one than the picture was prepared with, if it
  * is the same checkpoint, reserved for the same size: from here on the picture is that model's, and g must be built over its base (else E_INTERNAL). */
 MUST_CHECK int draw_start(struct draw *d, struct lane *l, struct generation *g, struct err *e);
 const struct generation *draw_generation(const struct draw *d); /* NULL before draw_start */
-size_t draw_bytes(const struct draw *d);     /* of device memory from draw_start to draw_close */
-/* The same for the largest picture with so many pixels: guidance, the longest prompts, and a mask where the model can start from a picture. */
+size_t draw_bytes(const struct draw *d);     /* of device memory of its own, from draw_start to draw_close */
+size_t draw_shared_bytes(const struct draw *d); /* and of all pictures of its request together, from the first draw_start to the last draw_close */
+/* Both for the largest picture with so many pixels, alone in its request: guidance, the longest prompts, and a mask where the model can start from a picture. */
 size_t draw_plan_bytes(struct model *m, int width, int height);
 /* Device thread: one step on the main lane. */
 MUST_CHECK int draw_step(struct draw *d, struct err *e);

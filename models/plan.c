@@ -2,7 +2,7 @@
  * plan.c - how much activation memory a model's passes need, and how much work they are: the same walk as theirs, on be_dry. And that walk on a lane, for
  * a backend that makes something ahead.
  *
- * Called by lane.c, batch.c, the server through pipeline.h and lane.h. Invariant: what is walked here is what pipeline.c, first.c, step.c and picture.c ask
+ * Called by lane.c, batch.c, the server through pipeline.h and lane.h. Invariant: what is walked here is what subject.c, first.c, step.c and picture.c ask
  * of an arena, in their order; a pass that needs more is refused by the arena (E_NOMEM) and never writes past it. Threads: any; a lane's own for lane_rehearse.
  */
 #include "models/model.h"

@@ -20,7 +20,7 @@ struct rows {
 
 static const struct sampler_step *next_step(const struct draw *d)
 {
-  return &d->plan.step[d->step];
+  return &d->subject->plan.step[d->step];
 }
 
 static void rows_add(struct rows *rows, const struct draw *d)
@@ -29,7 +29,7 @@ static void rows_add(struct rows *rows, const struct draw *d)
     int i = rows->n++;
 
     rows->generation[i] = d->g;
-    rows->context[i] = &d->context[k < d->rows - 1 ? SIDE_NEGATIVE : SIDE_PROMPT];
+    rows->context[i] = &d->subject->context[k < d->rows - 1 ? SIDE_NEGATIVE : SIDE_PROMPT];
     rows->t[i] = next_step(d)->timestep;
     for (int j = 0; j < 6; j++)
       rows->size[i * 6 + j] = j == 2 || j == 3 ? 0 : (float)(j % 2 ? d->p.width : d->p.height);
@@ -49,7 +49,7 @@ static void gather(struct run *r, struct tensor sample, struct tensor embeds, st
 
     r->code = r->be->ops->gather_scale(r->be, tensor_batch(sample, row, d[i]->rows), d[i]->x, src, scale, r->e);
     if (!r->code && embeds.d[0])
-      r->code = r->be->ops->gather_scale(r->be, tensor_batch(embeds, row, d[i]->rows), d[i]->pooled, src, whole, r->e);
+      r->code = r->be->ops->gather_scale(r->be, tensor_batch(embeds, row, d[i]->rows), d[i]->subject->pooled, src, whole, r->e);
     row += d[i]->rows;
   }
 }
@@ -88,9 +88,9 @@ MUST_CHECK static int update(struct draw *d, struct be *be, struct tensor out, s
   r = be->ops->sampler_step(be, d->x, d->x0_old, out, coef.c_noise != 0 ? d->noise : tensor_none(), &coef, e);
   if (!r)
     d->step++;
-  if (!r && d->first && d->first->mask)
+  if (!r && d->subject->first && d->subject->first->mask)
     r = first_hold(d, be, e);
-  if (!r && d->step == d->plan.n)
+  if (!r && d->step == d->subject->plan.n)
     r = be->ops->mark_set(be, d->done, e); /* another lane decodes it */
   return r;
 }
@@ -129,7 +129,7 @@ int draw_step(struct draw *d, struct err *e)
   struct err mine = {0};
   int r;
 
-  if (d->step >= d->plan.n)
+  if (d->step >= d->subject->plan.n)
     return err_set(e, E_INTERNAL, "the picture has no step left");
   r = step_draws(&d->m->lane, &d, 1, &mine);
   return r || mine.code ? err_field(e, mine.code, mine.field, "%s", mine.msg) : 0;

@@ -49,9 +49,13 @@ static int is_short(const struct job *j)
   return !j->err.code && finished < j->req.n;
 }
 
-/* No picture of the job is alive, and none is to be started. */
+/* No picture of the job is alive, and none is to be started: what they have in common on the device goes with the last of them. */
 static void job_end(struct device *d, struct job *j)
 {
+  for (int i = j->started; i < j->req.n; i++) {
+    draw_close(j->pic[i].draw);
+    j->pic[i].draw = NULL;
+  }
   if (d->filling == j)
     d->filling = NULL;
   if (is_short(j))

@@ -48,7 +48,19 @@ static int draw_seed(struct request *q, struct err *e)
   return 0;
 }
 
-/* Memory and tokens for each picture; the job owns them, also after failure. */
+/* Draws of all pictures, which share what they can; the job owns them, also after failure. */
+MUST_CHECK static int prepare_draws(struct job *j, const struct serving *s, struct draw_params *p, struct err *e)
+{
+  p->seed = j->pic[0].seed;
+  if (draw_prepare(&j->pic[0].draw, s->model, p, e))
+    return e->code;
+  for (int i = 1; i < j->req.n; i++)
+    if (draw_prepare_like(&j->pic[i].draw, j->pic[0].draw, j->pic[i].seed, e))
+      return e->code;
+  return 0;
+}
+
+/* Memory and tokens for the pictures; the job owns them, also after failure. */
 static int prepare_pictures(struct job *j, const struct serving *s, struct err *e)
 {
   const struct request *q = &j->req;
@@ -74,12 +86,10 @@ static int prepare_pictures(struct job *j, const struct serving *s, struct err *
   j->pixels = malloc(bytes * (size_t)q->n);
   if (!j->pixels)
     return err_set(e, E_NOMEM, "out of memory for %d pictures of %dx%d", q->n, q->width, q->height);
-  for (int i = 0; i < q->n; i++) {
+  for (int i = 0; i < q->n; i++)
     j->pic[i].rgb = j->pixels + bytes * (size_t)i;
-    p.seed = j->pic[i].seed;
-    if (draw_prepare(&j->pic[i].draw, s->model, &p, e))
-      return e->code;
-  }
+  if (prepare_draws(j, s, &p, e))
+    return e->code;
   j->tokens = draw_prompt_tokens(j->pic[0].draw);
   j->steps = draw_step_count(j->pic[0].draw);
   j->work = (double)q->width * q->height * (q->guidance > 1 ? 2 : 1);

@@ -100,7 +100,7 @@ struct stage_item {
 
 struct picture {
   struct job *job;
-  struct draw *draw;       /* prepared by the owner, NULL once closed */
+  struct draw *draw;       /* prepared by the owner, NULL once closed; those of a job share what does not depend on the seed */
   uint8_t *rgb;            /* width*height*3, inside job.pixels */
   uint64_t seed;
   int is_cut;              /* it ends at the step it has come to; device thread */

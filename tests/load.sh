@@ -1,9 +1,9 @@
 #!/bin/bash
 # load.sh BINARY - the real daemon with two devices under a small mixed load, for builds with sanitizers: pictures side by side, bad requests,
-# clients that go away, a full queue, durable jobs with their events, A1111's clients with first pictures, interrupts and skips, a tenant's limits, streams that
-# nobody reads to their end, the web page, metrics, an operator's requests, swaps of the safety adapters, uploads, styles composed over them, and SIGTERM while
-# pictures are drawn. Passes when every answer has an expected status, the daemon ends with status 0, and no sanitizer has said anything. Called by
-# `tests/run san`.
+# clients that go away, a full queue, durable jobs with their events, A1111's clients with first pictures, interrupts and skips, requests of several pictures that
+# are cut, a tenant's limits, streams that nobody reads to their end, the web page, metrics, an operator's requests, swaps of the safety adapters, uploads, styles
+# composed over them, and SIGTERM while pictures are drawn. Passes when every answer has an expected status, the daemon ends with status 0, and no sanitizer has
+# said anything. Called by `tests/run san`.
 set -u
 cd "$(dirname "$0")/.."
 bin=$1
@@ -130,6 +130,18 @@ settle
 for i in 1 3; do
   grep -q '^event: result$' "$dir/events$i.out" || fail "job $i was not finished: $(tail -c 300 "$dir/events$i.out")"
   ask "picture$i" 200 "$url$(sed -n 's,.*"url":"\(/v1/jobs/[^"]*\)".*,\1,p' "$dir/events$i.out" | tail -n 1)"
+done
+settle
+
+# requests of several pictures, more than are drawn at once: interrupted, skipped, left; what they share goes with the last of them
+for i in 1 2 3 4 5 6; do
+  ask "several$i" '200|429' -H 'Content-Type: application/json' -d "{\"prompt\":\"a cat $i\",\"steps\":6,\"width\":64,\"height\":64,\"batch_size\":4,\"seed\":$i}" \
+    "$url/sdapi/v1/txt2img" &
+  clients+=($!)
+  curl -s -o /dev/null --max-time 0.$i -H 'Content-Type: application/json' -d "{\"prompt\":\"gone $i\",$small,\"n\":4}" "$url/v1/images/generations" &
+  clients+=($!)
+  sleep 0.3
+  ask "end$i" 200 -X POST "$url/sdapi/v1/$([ $((i % 2)) = 0 ] && echo interrupt || echo skip)"
 done
 settle
 

@@ -21,7 +21,7 @@
 #include "tests/golden/make_adapter.h"
 #include "tests/golden/tiny.h"
 
-enum { SIDE = 24, /* a latent of 3x3x4 */  MOST = 6, RGB = SIDE * SIDE * 3, GENERATIONS = 4, SWAPPED = 3, ALIVE = 4 };
+enum { SIDE = 24, /* a latent of 3x3x4 */  MOST = 6, RGB = SIDE * SIDE * 3, GENERATIONS = 4, SWAPPED = 3, ALIVE = 4, SEEDS = 3 };
 
 extern const struct be_ops be_cuda;
 
@@ -206,6 +206,54 @@ static void test_together(void **state)
   stage_close(&s);
 }
 
+/* ---- the pictures of one request ---- */
+
+/* SEEDS pictures of this kind with seeds that count up, in steps together; of one request, or each of its own. What the steps cost. */
+static struct cudasim_count draw_seeds(struct stage *s, int kind, int is_shared, uint8_t rgb[SEEDS][RGB])
+{
+  struct draw_params p = params(kind);
+  struct cudasim_count before, after;
+  struct draw *d[SEEDS];
+  struct err e = {0};
+
+  for (int i = 0; i < SEEDS; i++, p.seed++)
+    must(is_shared && i ? draw_prepare_like(&d[i], d[0], p.seed, &e) : draw_prepare(&d[i], s->t.m, &p, &e), &e);
+  for (int i = 0; i < SEEDS; i++)
+    must(draw_start(d[i], s->ends, s->g[1], &e), &e);
+  before = cudasim_counts();
+  while (!is_done(d[0]))
+    step(s, d, SEEDS, 0);
+  after = cudasim_counts();
+  for (int i = 0; i < SEEDS; i++)
+    finish(s, d[i], rgb[i]);
+  return (struct cudasim_count){.graphs = after.graphs - before.graphs, .replays = after.replays - before.replays};
+}
+
+/* They read the same keys and values at one address: the same bits as with keys and values of their own, by the same graphs, and so by as many
+ * launches. */
+static void test_request(void **state)
+{
+  static const int kinds[] = {1, 2}; /* a mask; prompts of two lengths */
+  static uint8_t apart[SEEDS][RGB], together[SEEDS][RGB];
+  struct stage s;
+
+  (void)state;
+  stage_open(&s, 0);
+  for (int k = 0; k < (int)(sizeof kinds / sizeof *kinds); k++) {
+    struct cudasim_count first = draw_seeds(&s, kinds[k], 0, apart), again = draw_seeds(&s, kinds[k], 1, together);
+
+    assert_int_equal(first.graphs, 1);
+    assert_int_equal(again.graphs, 0);
+    assert_int_equal(again.replays, params(kinds[k]).steps - (kinds[k] == 1)); /* with the first picture a step less */
+    for (int i = 0; i < SEEDS; i++) {
+      assert_memory_equal(together[i], apart[i], RGB);
+      if (i)
+        assert_memory_not_equal(apart[i], apart[i - 1], RGB);
+    }
+  }
+  stage_close(&s);
+}
+
 /* ---- a picture that there is no memory for ---- */
 
 /* Wherever memory is short while a picture starts, it fails alone, and the one that is being drawn stays what it is; tried again it is what it is
@@ -366,8 +414,8 @@ static int draw_first(void **state)
 
 int main(void)
 {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_together), cmocka_unit_test(test_short_memory), cmocka_unit_test(test_quiet),
-                                     cmocka_unit_test(test_without_pools), cmocka_unit_test(test_beyond_f16)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_together), cmocka_unit_test(test_request), cmocka_unit_test(test_short_memory),
+                                     cmocka_unit_test(test_quiet), cmocka_unit_test(test_without_pools), cmocka_unit_test(test_beyond_f16)};
 
   return cmocka_run_group_tests_name("draws", tests, draw_first, NULL);
 }

@@ -536,9 +536,9 @@ static void test_plan(void **state)
     }
     must(draw_prepare(&d, s.t.m, &p, &e), &e);
     must(draw_start(d, model_lane(s.t.m), s.g[0], &e), &e);
-    assert_in_range(draw_bytes(d), 1, plan);
+    assert_in_range(draw_bytes(d) + draw_shared_bytes(d), 1, plan);
     if (kind == 31)
-      assert_int_equal(draw_bytes(d), plan);
+      assert_int_equal(draw_bytes(d) + draw_shared_bytes(d), plan);
     draw_close(d);
   }
   assert_true(draw_plan_bytes(s.t.m, 128, 128) > plan);

@@ -114,6 +114,16 @@ def test_mask_keeps_what_is_opaque(daemon):
     assert (got[:, :32] != first[:, :32]).any()
 
 
+def test_n_edits_are_seed_after_seed(daemon):
+    """Each is that of a request of its own, though the first picture is encoded once for all of them."""
+    files = {"image": file(picture()), "mask": file(hole())}
+    data = send_form(daemon, {**FIELDS, "n": 4, "sampler": "euler_a", "strength": 0.8, "steps": 3}, files).json["data"]
+    assert len({d["b64_json"] for d in data}) == 4
+    for i, d in enumerate(data):
+        alone = send_form(daemon, {**FIELDS, "seed": 1 + i, "sampler": "euler_a", "strength": 0.8, "steps": 3}, files, Accept="image/png")
+        assert base64.b64decode(d["b64_json"]) == alone.body
+
+
 def test_edit_is_the_job_with_the_same_picture(daemon):
     """The same request as a durable job has the same picture: no surface forgets where it starts."""
     data = file(picture())

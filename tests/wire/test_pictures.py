@@ -153,11 +153,16 @@ def test_seed_is_drawn_and_reported(daemon):
     assert base64.b64decode(one["data"][0]["b64_json"]) == daemon.png(seed=seeds[0])
 
 
-def test_n_pictures_are_seed_after_seed(daemon):
-    data = daemon.post({**QUICK, "n": 3, "seed": 40}).json["data"]
-    assert [d["seed"] for d in data] == [40, 41, 42]
-    for d in data:
-        assert base64.b64decode(d["b64_json"]) == daemon.png(seed=d["seed"])
+@pytest.mark.parametrize("flags", [(), ("--running", "2")])
+def test_n_pictures_are_seed_after_seed(daemon, start, flags):
+    """Each is that of a request of its own, though prompts are encoded once for all of them; also where some are drawn before others begin."""
+    crowded = start(*flags) if flags else daemon
+    for fields in ({}, {"prompt": "a (red:1.3) apple BREAK a [blue] car", "negative_prompt": "a dog", "sampler": "euler_a"}, {"guidance_scale": 1}):
+        data = crowded.post({**QUICK, "n": 4, "seed": 40, **fields}).json["data"]
+        assert [d["seed"] for d in data] == [40, 41, 42, 43]
+        assert len({d["b64_json"] for d in data}) == 4
+        for d in data:
+            assert base64.b64decode(d["b64_json"]) == daemon.png(seed=d["seed"], **fields)
 
 
 def test_shapes(daemon):
