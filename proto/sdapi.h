@@ -66,7 +66,7 @@ MUST_CHECK int sdapi_encode_result(struct buf *out, const struct sdapi_result *r
 struct sdapi_progress {
   double progress;              /* 0 .. 1; 0: idle */
   double eta_s;                 /* seconds to go */
-  int is_skipped, is_interrupted;
+  int is_skipped, is_interrupted; /* its pictures at hand are about to end as they are */
   const char *job;              /* id of the job at hand; NULL: idle */
   int64_t started;              /* seconds since 1970 */
   int n, picture;               /* pictures of the job; which is at hand, from 0 */

@@ -100,6 +100,7 @@ static void job_clear(struct job *j)
   atomic_store(&j->stop, 0);
   atomic_store(&j->cut, CUT_NOTHING);
   j->is_cut = 0;
+  j->ending = CUT_NOTHING;
   memset(j->pic, 0, sizeof j->pic);
   memset(j->preview, 0, sizeof j->preview);
   j->surface = NULL;
@@ -572,6 +573,8 @@ int job_disown(struct jobs *js, struct job *j)
 static struct waker cut_locked(struct jobs *js, struct job *j, enum job_cut how)
 {
   HELD(&js->lock);
+  if (j->state < JOB_DRAWN && j->ending < how)
+    j->ending = how;
   if (j->state != JOB_RUNNING)
     return stop_locked(js, j, E_CANCEL);
   if (atomic_load(&j->cut) < (int)how) /* no other thread makes it more: the device thread takes it */

@@ -134,6 +134,7 @@ struct job {
   _Atomic int stop;               /* 0, or the E_* why it must end */
   _Atomic int cut;                /* enum job_cut: set under the lock, taken by the device thread */
   int is_cut;                     /* no picture is started any more; device thread */
+  enum job_cut ending;            /* lock: how it was cut; from CUT_PICTURES on until its next picture starts */
 
   char id[JOB_ID_MAX + 1];        /* x-request-id, or the durable job's own */
   const struct surface *surface;  /* how its answer is written */
@@ -293,6 +294,7 @@ struct job_view {
   int64_t submitted_ns;
   int steps, steps_done;   /* of all pictures */
   int pictures, drawn;
+  enum job_cut ending;     /* its pictures at hand are coming to their end so */
   int position;            /* 1: the next to start; 0: it does not wait */
   double wait_s;           /* until it is done, by what the device took so far; 0 when nothing is known */
   struct blob *preview;    /* the oldest after the number that was asked for, a reference; NULL: none */

@@ -103,6 +103,8 @@ void pic_send(struct jobs *js, struct picture *p, enum stage_work work)
   struct desk *d = &js->desk[p->job->device];
 
   lock_take(&js->lock);
+  if (work == STAGE_START && p->job->ending == CUT_PICTURES && !atomic_load(&p->job->cut)) /* behind those that were cut */
+    p->job->ending = CUT_NOTHING;
   item->work = work;
   item->next = NULL;
   *d->stage_end = item;

@@ -59,6 +59,7 @@ int job_look(struct jobs *js, struct job *j, uint64_t serial, int after_preview,
     v->steps = j->steps * j->req.n;
     v->steps_done = atomic_load(&j->steps_done);
     v->drawn = atomic_load(&j->drawn);
+    v->ending = j->ending;
     if (j->state < JOB_DRAWN)
       look_ahead(js, j, v);
     for (int k = after_preview + 1; k <= j->previews && !v->preview; k++) {

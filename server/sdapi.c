@@ -84,6 +84,8 @@ static struct sdapi_progress progress_of(const struct job_view *v)
   return (struct sdapi_progress){
       .progress = v->state < JOB_RUNNING ? 0 : sdapi_progress_of(picture, v->pictures, at - picture * each, each),
       .eta_s = v->wait_s,
+      .is_skipped = v->ending == CUT_PICTURES,
+      .is_interrupted = v->ending == CUT_JOB,
       .job = v->id,
       .started = (int64_t)time(NULL) - (clock_ns() - v->submitted_ns) / 1000000000,
       .n = v->pictures,

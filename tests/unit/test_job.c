@@ -481,6 +481,62 @@ static void test_disown(void **state)
   jobs_close(&js);
 }
 
+static enum job_cut seen_ending(struct jobs *js, struct job *j)
+{
+  struct job_view v;
+
+  assert_int_equal(job_look(js, j, j->serial, 0, 0, &v), 1);
+  return v.ending;
+}
+
+/* The job's next picture, as the device thread starts it and the stage thread hands it back. */
+static void start_picture(struct jobs *js, struct job *j)
+{
+  struct picture *p = &j->pic[j->started++];
+
+  pic_send(js, p, STAGE_START);
+  assert_ptr_equal(stage_next(js, 0)->pic, p);
+}
+
+/* Onlookers see that pictures were skipped until one is started that was not, and that a job was interrupted until it is done. */
+static void test_ending_is_seen(void **state)
+{
+  struct jobs js;
+  struct err e = {0};
+  struct job *j;
+  _Atomic int woken = 0;
+
+  (void)state;
+  assert_int_equal(jobs_open(&js, 4, 4, 1, &e), 0);
+  j = submit(&js, &woken);
+  j->req.n = 4;
+  assert_ptr_equal(job_take(&js, 0), j);
+  start_picture(&js, j);
+  assert_int_equal(seen_ending(&js, j), CUT_NOTHING);
+  job_cut(&js, j, j->serial, CUT_PICTURES);
+  start_picture(&js, j); /* it is cut too: the device thread has not obeyed yet */
+  assert_int_equal(seen_ending(&js, j), CUT_PICTURES);
+  atomic_store(&j->cut, CUT_NOTHING);
+  start_picture(&js, j);
+  assert_int_equal(seen_ending(&js, j), CUT_NOTHING);
+  job_cut(&js, j, j->serial, CUT_JOB);
+  job_cut(&js, j, j->serial, CUT_PICTURES);
+  atomic_store(&j->cut, CUT_NOTHING);
+  start_picture(&js, j); /* it was on its way already */
+  assert_int_equal(seen_ending(&js, j), CUT_JOB);
+  for (int i = 0; i < 4; i++)
+    pic_return(&js, &j->pic[i]);
+  job_drawn(&js, j);
+  assert_int_equal(seen_ending(&js, j), CUT_JOB);
+  assert_ptr_equal(parcel_next(&js), &j->parcel);
+  job_finish(&js, j);
+  job_release(&js, j);
+  assert_int_equal(job_reserve(&js, &j, &e), 0);
+  assert_int_equal(j->ending, CUT_NOTHING); /* the entry's last user is forgotten */
+  job_release(&js, j);
+  jobs_close(&js);
+}
+
 /* ---- several devices ---- */
 
 /* The job's pictures as the device and the stage thread see them come and go; none was ever drawn. */
@@ -772,6 +828,7 @@ int main(void)
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_bound),         cmocka_unit_test(test_entry_is_clean),
       cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running), cmocka_unit_test(test_reading), cmocka_unit_test(test_cut),
+      cmocka_unit_test(test_ending_is_seen),
       cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look), cmocka_unit_test(test_list),
       cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),    cmocka_unit_test(test_two_devices), cmocka_unit_test(test_small_device),
       cmocka_unit_test(test_two_devices_look), cmocka_unit_test(test_storm_two),

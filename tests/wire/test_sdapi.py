@@ -345,6 +345,36 @@ def test_interrupt_stops_the_callers_own(shared, slow):
     assert is_idle(progress(shared, "anna"))
 
 
+def test_progress_says_how_the_request_ends(start):
+    """Until it is answered; a skip until the next picture begins. The question comes with the word, so that the daemon has both before a step is over."""
+    d = start("--running", "1")
+
+    def word_and_look(word):
+        with d.socket() as sock:
+            sock.sendall(f"POST /sdapi/v1/{word} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+                         "GET /sdapi/v1/progress?skip_current_image=true HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            data = b""
+            while piece := sock.recv(65536):
+                data += piece
+        return state(json.loads(data[data.rindex(b"\r\n\r\n"):]))
+
+    def state(p):
+        return p["state"]["skipped"], p["state"]["interrupted"]
+
+    def look():
+        return d.get("/sdapi/v1/progress").json
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(post, d, "txt2img", {**SLOW, "n_iter": 2})
+        until(lambda: look()["progress"] > 0.02, "it to be drawn", 60)
+        assert state(look()) == (False, False)
+        assert word_and_look("skip") == (True, False)
+        until(lambda: state(look()) == (False, False), "the second picture to begin", 60)
+        assert word_and_look("interrupt") == (False, True)
+        assert drawn.result(60).status == 200
+    assert state(look()) == (False, False)
+
+
 def metric(d, name):
     return int(re.search(rf"^safelight_{name}(?:{{device=\"0\"}})? (\d+)$", d.get("/metrics").body.decode(), re.M).group(1))
 
