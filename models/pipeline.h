@@ -92,7 +92,7 @@ MUST_CHECK int draw_start(struct draw *d, struct lane *l, struct generation *g, 
 const struct generation *draw_generation(const struct draw *d); /* NULL before draw_start */
 size_t draw_bytes(const struct draw *d);     /* of device memory of its own, from draw_start to draw_close */
 size_t draw_shared_bytes(const struct draw *d); /* and of all pictures of its request together, from the first draw_start to the last draw_close */
-/* Both for the largest picture with so many pixels, alone in its request: guidance, the longest prompts, and a mask where the model can start from a picture. */
+/* Both for the largest picture with so many pixels, alone in its request: guidance, the longest prompts, a mask where the model can start from a picture. */
 size_t draw_plan_bytes(struct model *m, int width, int height);
 /* Device thread: one step on the main lane. */
 MUST_CHECK int draw_step(struct draw *d, struct err *e);

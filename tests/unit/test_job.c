@@ -1,6 +1,6 @@
 /*
- * test_job.c - the job table: bounds, order, every way a job can end, one wake each, and late stops that meet a stranger.
- * Threads: the tests; and test_storm's own device, stage, encoder and stopper threads.
+ * test_job.c - the job table: bounds, order, every way a job can end, one wake each, and late stops that meet a stranger. test_job_storm.c has all its
+ * threads at once. Threads: the tests'.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,24 +14,7 @@
 
 #include "server/job_list.h"
 #include "server/metrics.h"
-
-static void count_wake(void *arg)
-{
-  atomic_fetch_add((_Atomic int *)arg, 1);
-}
-
-static struct job *submit(struct jobs *js, _Atomic int *woken)
-{
-  struct err e = {0};
-  struct job *j;
-
-  assert_int_equal(job_reserve(js, &j, &e), 0);
-  j->req.n = 1;
-  j->wake = count_wake;
-  j->wake_arg = woken;
-  job_submit(js, j);
-  return j;
-}
+#include "tests/unit/job_help.h"
 
 static void test_bound(void **state)
 {
@@ -685,153 +668,14 @@ static void test_two_devices_look(void **state)
 
 /* ---- many threads ---- */
 
-enum { STORM = 4000, STORM_ROOM = 2 };
-
-static struct jobs storm;
-static _Atomic int storm_taken[2]; /* by device */
-static struct job *target;
-static pthread_mutex_t target_mu = PTHREAD_MUTEX_INITIALIZER;
-static uint64_t target_serial;
-static _Atomic int storm_over;
-
-/* The loop of device.c, with jobs of one picture that is closed at once. arg: its counter in storm_taken. */
-static void *storm_device(void *arg)
-{
-  int at = (int)((_Atomic int *)arg - storm_taken), alive = 0;
-  struct picture *next;
-  struct job *j;
-
-  do {
-    for (struct picture *p = pics_returned(&storm, at); p; p = next, alive--) {
-      next = p->next;
-      job_drawn(&storm, p->job);
-    }
-    while (alive < STORM_ROOM && (j = job_take(&storm, at))) {
-      int stop = atomic_load(&j->stop);
-      atomic_fetch_add(&storm_taken[at], 1);
-      if (stop) {
-        job_stop_reason(&j->err, stop);
-        job_fail(&storm, j);
-        continue;
-      }
-      alive++;
-      pic_send(&storm, &j->pic[j->started++], STAGE_CLOSE);
-    }
-  } while (jobs_wait(&storm, at, alive < STORM_ROOM) || alive);
-  return arg;
-}
-
-static void *storm_stage(void *arg)
-{
-  struct stage_item *item;
-
-  while ((item = stage_next(&storm, (int)((_Atomic int *)arg - storm_taken))))
-    pic_return(&storm, item->pic);
-  return arg;
-}
-
-static void *storm_encoder(void *arg)
-{
-  struct parcel *p;
-
-  while ((p = parcel_next(&storm)))
-    job_finish(&storm, p->job);
-  return arg;
-}
-
-static void *storm_stopper(void *arg)
-{
-  while (!atomic_load(&storm_over)) {
-    struct job *j;
-    uint64_t serial;
-    pthread_mutex_lock(&target_mu);
-    j = target;
-    serial = target_serial;
-    pthread_mutex_unlock(&target_mu);
-    if (j)
-      job_stop(&storm, j, serial, E_CANCEL);
-  }
-  return arg;
-}
-
-/* Every job is woken exactly once, whoever wins: device, encoder or stopper. No device sleeps while a job waits for it: else this never ends. */
-static void run_storm(int devices)
-{
-  static _Atomic int woken[STORM];
-  struct job *window[4] = {0};
-  int at[4] = {0}, ended = 0;
-  pthread_t t[6];
-  struct err e = {0};
-  int threads = 0;
-
-  target = NULL;
-  storm_over = 0;
-  assert_int_equal(jobs_open(&storm, 4, STORM_ROOM, devices, &e), 0);
-  for (int i = 0; i < devices; i++) {
-    storm_taken[i] = 0;
-    assert_int_equal(thread_start(&t[threads++], "device", storm_device, &storm_taken[i], &e), 0);
-    assert_int_equal(thread_start(&t[threads++], "stage", storm_stage, &storm_taken[i], &e), 0);
-  }
-  assert_int_equal(thread_start(&t[threads++], "encoder", storm_encoder, NULL, &e), 0);
-  assert_int_equal(thread_start(&t[threads++], "stopper", storm_stopper, NULL, &e), 0);
-  for (int i = 0; i < STORM; i++) {
-    int k = i % 4;
-    woken[i] = 0;
-    if (window[k]) {
-      while (!atomic_load(&woken[at[k]]))
-        sched_yield();
-      ended += window[k]->err.code == E_CANCEL;
-      job_release(&storm, window[k]);
-    }
-    window[k] = submit(&storm, &woken[i]);
-    at[k] = i;
-    pthread_mutex_lock(&target_mu);
-    target = window[k];
-    target_serial = window[k]->serial;
-    pthread_mutex_unlock(&target_mu);
-  }
-  for (int k = 0; k < 4; k++) {
-    while (!atomic_load(&woken[at[k]]))
-      sched_yield();
-    job_release(&storm, window[k]);
-  }
-  atomic_store(&storm_over, 1);
-  assert_int_equal(jobs_count(&storm).active, 0);
-  jobs_end(&storm);
-  for (int i = 0; i < threads; i++)
-    pthread_join(t[i], NULL);
-  for (int i = 0; i < STORM; i++)
-    assert_int_equal(woken[i], 1);
-  print_message("%d of %d jobs were stopped", ended, STORM);
-  for (int i = 0; i < devices; i++) {
-    print_message("%s %d", i ? " and" : "; taken:", storm_taken[i]);
-    assert_true(storm_taken[i] > 0 && storm.desk[i].pictures == 0);
-  }
-  print_message("\n");
-  jobs_close(&storm);
-}
-
-static void test_storm(void **state)
-{
-  (void)state;
-  run_storm(1);
-}
-
-static void test_storm_two(void **state)
-{
-  (void)state;
-  run_storm(2);
-}
-
 int main(void)
 {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_bound),         cmocka_unit_test(test_entry_is_clean),
-      cmocka_unit_test(test_order_and_ends), cmocka_unit_test(test_stop_running), cmocka_unit_test(test_reading), cmocka_unit_test(test_cut),
-      cmocka_unit_test(test_ending_is_seen),
-      cmocka_unit_test(test_queue_removal), cmocka_unit_test(test_retry_after),    cmocka_unit_test(test_look), cmocka_unit_test(test_list),
-      cmocka_unit_test(test_disown),        cmocka_unit_test(test_storm),    cmocka_unit_test(test_two_devices), cmocka_unit_test(test_small_device),
-      cmocka_unit_test(test_two_devices_look), cmocka_unit_test(test_storm_two),
+      cmocka_unit_test(test_bound),           cmocka_unit_test(test_entry_is_clean), cmocka_unit_test(test_order_and_ends),
+      cmocka_unit_test(test_stop_running),    cmocka_unit_test(test_reading),        cmocka_unit_test(test_cut),
+      cmocka_unit_test(test_ending_is_seen),  cmocka_unit_test(test_queue_removal),  cmocka_unit_test(test_retry_after),
+      cmocka_unit_test(test_look),            cmocka_unit_test(test_list),           cmocka_unit_test(test_disown),
+      cmocka_unit_test(test_two_devices),     cmocka_unit_test(test_small_device),   cmocka_unit_test(test_two_devices_look),
   };
 
   return cmocka_run_group_tests(tests, NULL, NULL);
