@@ -171,7 +171,7 @@ static int admitted(size_t bytes, int is_full, struct err *e)
     batch_step(d->batch, draw, n, err);
     for (int i = 0; i < n; i++) {
       must(err[i].code, &err[i]);
-      assert_int_equal(draw_bytes(draw[i]), d->plan.picture);
+      assert_int_equal(draw_bytes(draw[i]) + draw_shared_bytes(draw[i]), d->plan.picture);
       draw_close(draw[i]);
     }
     d->be.ops->mem_free(&d->be, loader);
