@@ -143,36 +143,54 @@ MUST_CHECK static int describe(struct product *p, const struct class_key *k, int
   return check(cublasLtMatrixLayoutCreate(&p->d, out, (uint64_t)k->out, (uint64_t)rows, k->out), "a layout", e);
 }
 
-/* The best algorithm for what p describes that splits no sum. */
-MUST_CHECK static int ask(struct gpu_blas *b, const struct product *p, const struct class_key *k, cublasLtMatmulAlgo_t *algo, struct err *e)
+/* The best algorithm within so much working memory that splits no sum; *is_found 0: there is none. */
+MUST_CHECK static int ask_within(struct gpu_blas *b, const struct product *p, cublasLtMatmulPreference_t pref, size_t workspace, cublasLtMatmulAlgo_t *algo,
+                                 int *is_found, struct err *e)
 {
   cublasLtMatmulHeuristicResult_t found[ASKED];
-  cublasLtMatmulPreference_t pref = NULL;
-  uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE, align = k->in % 8 == 0 && k->out % 8 == 0 ? 16 : 2;
-  size_t workspace = GPU_BLAS_WORKSPACE;
+  cublasStatus_t status;
   int n = 0, r;
 
-  if ((r = check(cublasLtMatmulPreferenceCreate(&pref), "a preference", e)) ||
-      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace), "a preference", e)) ||
-      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &none, sizeof none), "a preference", e)) ||
-      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align, sizeof align), "a preference", e)) ||
-      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align, sizeof align), "a preference", e)) ||
-      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align, sizeof align), "a preference", e)) ||
-      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align, sizeof align), "a preference", e)) ||
-      (r = check(cublasLtMatmulAlgoGetHeuristic(b->handle, p->op, p->a, p->b, p->d, p->d, pref, ASKED, found, &n), "the choice of an algorithm", e)))
-    goto out;
-  r = 1;
-  for (int i = 0; i < n && r; i++) {
+  *is_found = 0;
+  r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace), "a preference", e);
+  if (r)
+    return r;
+  status = cublasLtMatmulAlgoGetHeuristic(b->handle, p->op, p->a, p->b, p->d, p->d, pref, ASKED, found, &n);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED)
+    return 0;
+  r = check(status, "the choice of an algorithm", e);
+  for (int i = 0; !r && i < n && !*is_found; i++) {
     uint32_t split = 1;
 
     if (found[i].state == CUBLAS_STATUS_SUCCESS &&
         cublasLtMatmulAlgoConfigGetAttribute(&found[i].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, NULL) == CUBLAS_STATUS_SUCCESS &&
         split <= 1) {
       *algo = found[i].algo;
-      r = 0;
+      *is_found = 1;
     }
   }
-  if (r)
+  return r;
+}
+
+/* The best algorithm for what p describes that splits no sum. First of those that work in no memory: one that does might keep partial sums there, of as many
+ * tiles as the count of rows leaves over, as cuDNN's do (see vendor_graph.c). */
+MUST_CHECK static int ask(struct gpu_blas *b, const struct product *p, const struct class_key *k, cublasLtMatmulAlgo_t *algo, struct err *e)
+{
+  cublasLtMatmulPreference_t pref = NULL;
+  uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE, align = k->in % 8 == 0 && k->out % 8 == 0 ? 16 : 2;
+  int is_found = 0, r;
+
+  if ((r = check(cublasLtMatmulPreferenceCreate(&pref), "a preference", e)) ||
+      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &none, sizeof none), "a preference", e)) ||
+      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align, sizeof align), "a preference", e)) ||
+      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align, sizeof align), "a preference", e)) ||
+      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align, sizeof align), "a preference", e)) ||
+      (r = check(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align, sizeof align), "a preference", e)))
+    goto out;
+  r = ask_within(b, p, pref, 0, algo, &is_found, e);
+  if (!r && !is_found)
+    r = ask_within(b, p, pref, GPU_BLAS_WORKSPACE, algo, &is_found, e);
+  if (!r && !is_found)
     r = err_set(e, E_INTERNAL, "cuBLASLt has no algorithm without split sums for %lld>%lld", (long long)k->in, (long long)k->out);
 out:
   if (pref)

@@ -35,7 +35,7 @@ struct file_key {
   struct device_id device;
   uint64_t version;             /* of cuDNN */
   int64_t what;                 /* enum kept */
-  int64_t workspace;            /* the bound that the engine was chosen under */
+  int64_t workspace, rules;     /* the bound that the engine was chosen under; GRAPH_RULES */
   struct gpu_key shape;         /* KEPT_CHOICE: of the class */
   struct graph_choice choice;   /* KEPT_PLAN; see canonical() */
 };
@@ -189,6 +189,7 @@ static void name_of(struct file_key *name, const struct gpu_dnn *d, enum kept wh
   name->version = cudnnGetVersion();
   name->what = what;
   name->workspace = GPU_DNN_WORKSPACE;
+  name->rules = GRAPH_RULES;
   memcpy(&name->shape, k, sizeof *k);
   if (choice)
     memcpy(&name->choice, choice, sizeof *choice);

@@ -18,6 +18,11 @@
 /* LITTLE: working memory for two pictures that stays within the bound for the most pictures when it grows with their count. */
 enum { MOST_PARTS = 256, ASKED = 24, LITTLE = GPU_DNN_WORKSPACE / (GPU_DNN_ROWS / 2) };
 
+/* The value of CUDNN_KNOB_TYPE_WORKSPACE with which an engine that has this setting (41, Hopper's convolutions) wants no memory for whatever count of pictures.
+ * With the other one, 0, it wants whole tiles of fp32 for some counts and none for others: there it splits the sums of the tiles that fill no round of the
+ * processors, and a picture's bits would depend on how many are beside it. */
+enum { WORKS_IN_NOTHING = 1 };
+
 /* What a plan is of: one of the two. */
 struct call {
   const struct gpu_conv *conv;
@@ -253,8 +258,8 @@ static int64_t at_most(int64_t n, int64_t room)
   return n < room ? n : room;
 }
 
-/* Engine and settings of a configuration; returns 0 when sums would be split, when another run would give other bits, and when not all of it
- * can be read: a setting that is not seen might split sums. */
+/* Engine and settings of a configuration, but for one that would split sums by the count of pictures; returns 0 when sums would be split, when another run
+ * would give other bits, and when not all of it can be read: a setting that is not seen might split sums. */
 static int read_choice(struct parts *p, cudnnBackendDescriptor_t config, struct graph_choice *choice)
 {
   cudnnBackendDescriptor_t engine = part(p, CUDNN_BACKEND_ENGINE_DESCRIPTOR), knobs[GRAPH_KNOBS];
@@ -288,6 +293,8 @@ static int read_choice(struct parts *p, cudnnBackendDescriptor_t config, struct 
       return 0;
     ok = ok && !(type == CUDNN_KNOB_TYPE_SPLIT_K_SLC && value > 1) && !((int)type == 0 /* SPLIT_K */ && value > 1) &&
          !(type == CUDNN_KNOB_TYPE_STREAM_K && value > 0);
+    if (type == CUDNN_KNOB_TYPE_WORKSPACE)
+      value = WORKS_IN_NOTHING;
     choice->knob_type[choice->knobs] = type;
     choice->knob_value[choice->knobs++] = value;
   }
@@ -410,6 +417,21 @@ int graph_plan_load(struct graph_plan *out, const struct graph_target *t, const 
   return plan_take(out, d, e);
 }
 
+/* The plan of a graph by an engine and its settings. What e held before is forgotten. */
+MUST_CHECK static int plan_by(struct graph_plan *out, const struct graph_target *t, cudnnBackendDescriptor_t graph, const struct graph_choice *choice,
+                              struct err *e)
+{
+  struct parts mine = {.e = e};
+  cudnnBackendDescriptor_t config;
+  int r;
+
+  *e = (struct err){0};
+  config = config_of(&mine, t, graph, choice);
+  r = e->code ? e->code : plan_of(out, t, config, e);
+  parts_close(&mine);
+  return r;
+}
+
 /* The first configuration of the heuristics that may be used, compiles, and works in `most` bytes. */
 MUST_CHECK static int choose_by(cudnnBackendHeurMode_t mode, struct graph_plan *out, struct parts *p, const struct graph_target *t,
                                 cudnnBackendDescriptor_t graph, struct graph_choice *choice, int64_t most)
@@ -439,8 +461,7 @@ MUST_CHECK static int choose_by(cudnnBackendHeurMode_t mode, struct graph_plan *
       return p->e->code;
     if (!usable)
       continue;
-    last = (struct err){0};
-    r = plan_of(out, t, configs[i], &last);
+    r = plan_by(out, t, graph, choice, &last);
     if (!r && out->workspace <= most)
       return 0;
     if (!r) {
@@ -470,17 +491,13 @@ MUST_CHECK static int open_plan(struct graph_plan *out, const struct graph_targe
                                 struct err *e)
 {
   struct parts parts = {.e = e};
-  cudnnBackendDescriptor_t graph = call_graph(&parts, t, c), config;
+  cudnnBackendDescriptor_t graph = call_graph(&parts, t, c);
   int r = e->code;
 
   *out = (struct graph_plan){0};
   (void)nvrtc_find();
-  if (!r && choice->engine < 0) {
-    r = choose(out, &parts, t, graph, choice, most);
-  } else if (!r) {
-    config = config_of(&parts, t, graph, choice);
-    r = e->code ? e->code : plan_of(out, t, config, e);
-  }
+  if (!r)
+    r = choice->engine < 0 ? choose(out, &parts, t, graph, choice, most) : plan_by(out, t, graph, choice, e);
   parts_close(&parts);
   return r;
 }

@@ -12,6 +12,9 @@
 
 enum { GRAPH_KNOBS = 32, GRAPH_X = 1, GRAPH_W, GRAPH_Y, GRAPH_RESIDUAL, GRAPH_BIAS, GRAPH_Q, GRAPH_K, GRAPH_V, GRAPH_O, GRAPH_SCALE };
 
+/* How an engine and its settings are chosen, by number: another rule has another one, and what was chosen under the old one and kept is not found again. */
+enum { GRAPH_RULES = 2 };
+
 enum { GRAPH_TEXT_MAX = 16 << 20 /* bytes of a saved plan */ };
 
 /* Where a plan is to run: one of the two is set. */
@@ -40,8 +43,8 @@ MUST_CHECK int graph_device_of(cudnnBackendDescriptor_t *device, cudnnHandle_t h
 MUST_CHECK int graph_device_text(cudnnBackendDescriptor_t device, char **text, struct err *e);
 
 /* choice->engine -1: takes the first of the heuristics that compiles, splits no sum, is deterministic and keeps to GPU_DNN_WORKSPACE with these pictures and
- * with GPU_DNN_ROWS of them, and says so in *choice; else exactly that one, and E_INTERNAL when it needs more. Pointers of c and a decide what is fused and
- * are not followed. *p is the caller's, freed with graph_plan_close. */
+ * with GPU_DNN_ROWS of them, and says so in *choice, with the settings under which the count of pictures splits no sum either; else exactly that one, and
+ * E_INTERNAL when it needs more. Pointers of c and a decide what is fused and are not followed. *p is the caller's, freed with graph_plan_close. */
 MUST_CHECK int graph_conv_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_conv *c, struct graph_choice *choice, struct err *e);
 MUST_CHECK int graph_attention_open(struct graph_plan *p, const struct graph_target *t, const struct gpu_attention *a, struct graph_choice *choice,
                                     struct err *e);

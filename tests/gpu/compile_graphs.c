@@ -3,7 +3,7 @@
  *
  *   compile_graphs DEVICE.json TABLE   each graph: accepted, engine chosen, kernel compiled; compared with the engines recorded in TABLE
  *   compile_graphs DEVICE.json errors  what cuDNN refuses is a fault of the program, short memory is short memory, and only the rest is the device's; and
- *                                      that no plan wants more working memory than there is
+ *                                      that no plan wants more working memory than there is, nor splits sums by the count of pictures
  *   compile_graphs DEVICE.json describe    prints the description as cuDNN gives it back; with "card" in place of a file that of the card that is there
  *   compile_graphs DEVICE.json - [WORDS]   prints the lines of the table instead, with workspace and settings; WORDS: of matching graphs alone
  *
@@ -20,6 +20,8 @@
 #include "kernels/cuda/vendor_graph.h"
 
 enum { PLAIN, BIAS, RESIDUAL, F32 };
+
+enum { SMALL = 4096 /* bytes: less than the partial sums of any tile */ };
 
 struct conv_case {
   const char *model;
@@ -190,6 +192,36 @@ static int check_workspace(const struct graph_target *t, int n)
   return failed;
 }
 
+/* An engine that may split the sums of some tiles takes memory for them with some counts of pictures and not with others: none does. Only those that have the
+ * setting are asked, whose kernels are in the library; what a launch takes is SMALL. */
+static int check_counts(const struct graph_target *t, int n)
+{
+  int failed = 0, asked = 0;
+
+  for (int i = 0; i < (int)(sizeof convs / sizeof *convs); i++) {
+    struct graph_choice choice = {.engine = -1};
+    struct graph_plan p, q;
+    struct err e = {0};
+    int has = 0, r = open_conv(&p, t, &convs[i], &choice, &e);
+
+    for (int k = 0; k < choice.knobs; k++)
+      has |= choice.knob_type[k] == CUDNN_KNOB_TYPE_WORKSPACE;
+    asked += has;
+    for (int B = 1; has && !r && B <= 12; B++) {
+      r = open_convs(&q, t, &convs[i], B, &choice, &e);
+      if (!r && (q.workspace > SMALL || p.workspace > SMALL)) {
+        printf("# %s %d>%d %dx%d: %lld bytes for %d pictures, %lld for 2\n", convs[i].model, convs[i].in, convs[i].out, convs[i].H, convs[i].H,
+               (long long)q.workspace, B, (long long)p.workspace);
+        failed++;
+      }
+      graph_plan_close(&q);
+    }
+    failed += r != 0;
+    graph_plan_close(&p);
+  }
+  return expect(n, failed ? E_INTERNAL : 0, 0, "no count of pictures splits sums") + expect(n + 1, asked > 20 ? 0 : E_INTERNAL, 0, "of those that might");
+}
+
 /* The codes of errors, and that a plan is never made of an engine that is not there, nor of an error that the caller had before. */
 static int check_errors(const struct graph_target *t)
 {
@@ -200,7 +232,7 @@ static int check_errors(const struct graph_target *t)
   struct graph_plan p;
   int failed = 0, r;
 
-  printf("1..15\n");
+  printf("1..17\n");
   failed += expect(1, graph_check(CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED, "a test", NULL), E_NOMEM, "no memory of the host");
   failed += expect(2, graph_check(CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, "a test", NULL), E_NOMEM, "no memory of the device");
   failed += expect(3, graph_check(CUDNN_STATUS_NOT_SUPPORTED_SHAPE, "a test", NULL), E_INTERNAL, "a shape that cuDNN does not take");
@@ -215,6 +247,7 @@ static int check_errors(const struct graph_target *t)
     graph_plan_close(&p);
   }
   failed += check_workspace(t, 11);
+  failed += check_counts(t, 16);
   return failed != 0;
 }
 
