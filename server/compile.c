@@ -41,13 +41,13 @@ static const char usage[] =
   "      --size WxH|N    pixels of a picture; several with commas or again (the model's own)\n"
   "      --batch N       pictures that make one step together, as the daemon's option (8)\n"
   "      --chunks N      longest prompt, in chunks of 75 tokens (1)\n"
-  "      --f16           activations in fp16, as the daemon's with `activations` fp16; else in bf16\n"
+  "      --activations A auto, bf16 or fp16, as the daemon's option (auto, which is bf16)\n"
   "      --state DIR     the daemon's state folder, whose plans/ is filled (safelight-state)\n"
   "      --out DIR       instead: this folder\n"
   "  -j, --threads N     that compile (as many as the machine has)\n"
   "      --list          print what would be compiled instead, one plan a line\n";
 
-enum { OPT_ARCH = 256, OPT_SIZE, OPT_BATCH, OPT_CHUNKS, OPT_F16, OPT_STATE, OPT_OUT, OPT_LIST, OPT_DRIVER };
+enum { OPT_ARCH = 256, OPT_SIZE, OPT_BATCH, OPT_CHUNKS, OPT_ACTIVATIONS, OPT_STATE, OPT_OUT, OPT_LIST, OPT_DRIVER };
 
 /* ---- options ---- */
 
@@ -75,6 +75,14 @@ MUST_CHECK static int parse_driver(const char *s, int *out, struct err *e)
   if (end == s || *end || major < 1 || major > 99 || minor < 0 || minor > 99)
     return err_field(e, E_ARG, "--driver", "--driver must be a version of CUDA such as 12.8 or 13.0");
   *out = (int)(1000 * major + 10 * minor);
+  return 0;
+}
+
+MUST_CHECK static int parse_activations(const char *s, int *want_f16, struct err *e)
+{
+  *want_f16 = !strcmp(s, "fp16");
+  if (!*want_f16 && strcmp(s, "bf16") && strcmp(s, "auto"))
+    return err_field(e, E_ARG, "--activations", "--activations must be auto, bf16 or fp16: a GPU computes in nothing else; got \"%.40s\"", s);
   return 0;
 }
 
@@ -121,7 +129,7 @@ MUST_CHECK static int parse(struct options *o, int argc, char **argv, int *want_
   static const struct option table[] = {{"device", required_argument, NULL, 'd'},     {"model", required_argument, NULL, 'm'},
                                         {"arch", required_argument, NULL, OPT_ARCH},  {"size", required_argument, NULL, OPT_SIZE},
                                         {"batch", required_argument, NULL, OPT_BATCH}, {"chunks", required_argument, NULL, OPT_CHUNKS},
-                                        {"f16", no_argument, NULL, OPT_F16},          {"state", required_argument, NULL, OPT_STATE},
+                                        {"activations", required_argument, NULL, OPT_ACTIVATIONS}, {"state", required_argument, NULL, OPT_STATE},
                                         {"out", required_argument, NULL, OPT_OUT},    {"threads", required_argument, NULL, 'j'},
                                         {"list", no_argument, NULL, OPT_LIST},        {"driver", required_argument, NULL, OPT_DRIVER},
                                         {"help", no_argument, NULL, 'h'},             {NULL, 0, NULL, 0}};
@@ -135,7 +143,7 @@ MUST_CHECK static int parse(struct options *o, int argc, char **argv, int *want_
     case OPT_SIZE: r = parse_sizes(o, optarg, e); break;
     case OPT_BATCH: r = parse_int("--batch", optarg, 1, BATCH_MAX, &o->batch, e); break;
     case OPT_CHUNKS: r = parse_int("--chunks", optarg, 1, PROMPT_MAX_CHUNKS, &o->chunks, e); break;
-    case OPT_F16: o->want_f16 = 1; break;
+    case OPT_ACTIVATIONS: r = parse_activations(optarg, &o->want_f16, e); break;
     case OPT_STATE: o->state = optarg; break;
     case OPT_OUT: o->out = optarg; break;
     case OPT_LIST: o->want_list = 1; break;

@@ -94,6 +94,7 @@ def test_a_restart_compiles_nothing(start):
     ([*H200, "--batch", "65"], "--batch must be a whole number from 1 to 64"),
     ([*H200, "--batch", "2x"], "--batch must be a whole number"),
     ([*H200, "--chunks", "17"], "--chunks must be a whole number from 1 to 16"),
+    ([*H200, "--activations", "fp32"], "--activations must be auto, bf16 or fp16"),
     ([*H200, "--driver", "13"], "--driver must be a version of CUDA"),
     ([*H200, "--driver", "13.0.1"], "--driver must be a version of CUDA"),
     ([*H200, "--driver", "13.-1"], "--driver must be a version of CUDA"),
