@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/cuda.h"
 #include "kernels/cuda/plans.h"
 
 enum { ASKED = 16 };
@@ -73,7 +74,6 @@ static void drop_product(void *value)
 int gpu_blas_open(struct gpu_blas **out, struct err *e)
 {
   struct gpu_blas *b = calloc(1, sizeof *b);
-  cudaError_t code;
   int r;
 
   *out = NULL;
@@ -82,14 +82,8 @@ int gpu_blas_open(struct gpu_blas **out, struct err *e)
   plans_init(&b->products, sizeof(struct product_key), MOST_PRODUCTS, drop_product);
   plans_init(&b->classes, sizeof(struct class_key), MOST_CLASSES, free);
   r = check(cublasLtCreate(&b->handle), "opening", e);
-  if (!r) {
-    code = cudaMalloc(&b->workspace, GPU_BLAS_WORKSPACE);
-    if (code) {
-      (void)cudaGetLastError();
-      b->workspace = NULL;
-      r = err_set(e, code == cudaErrorMemoryAllocation ? E_NOMEM : E_DEVICE, "working memory for cuBLASLt: %s", cudaGetErrorString(code));
-    }
-  }
+  if (!r)
+    r = cuda_check(cudaMalloc(&b->workspace, GPU_BLAS_WORKSPACE), "working memory for cuBLASLt", e);
   if (r) {
     gpu_blas_close(b);
     return r;

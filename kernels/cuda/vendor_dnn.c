@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda.h"
 #include "kernels/cuda/device_id.h"
 #include "kernels/cuda/plan_file.h"
 #include "kernels/cuda/plans.h"
@@ -93,18 +94,6 @@ MUST_CHECK static int dnn_new(struct gpu_dnn **out, const char *plan_cache, stru
   return 0;
 }
 
-MUST_CHECK static int take_workspace(struct gpu_dnn *d, struct err *e)
-{
-  cudaError_t code = cudaMalloc(&d->workspace, GPU_DNN_WORKSPACE);
-
-  if (!code)
-    return 0;
-  d->workspace = NULL;
-  (void)cudaGetLastError();
-  return err_set(e, code == cudaErrorMemoryAllocation ? E_NOMEM : E_DEVICE, "%d bytes of working memory for cuDNN: %s", (int)GPU_DNN_WORKSPACE,
-                 cudaGetErrorString(code));
-}
-
 int gpu_dnn_open(struct gpu_dnn **out, const char *plan_cache, struct be_plans *counts, struct err *e)
 {
   int r = dnn_new(out, plan_cache, counts, e);
@@ -113,7 +102,7 @@ int gpu_dnn_open(struct gpu_dnn **out, const char *plan_cache, struct be_plans *
     return r;
   r = graph_check(cudnnCreate(&(*out)->target.handle), "opening", e);
   if (!r)
-    r = take_workspace(*out, e);
+    r = cuda_check(cudaMalloc(&(*out)->workspace, GPU_DNN_WORKSPACE), "working memory for cuDNN", e);
   if (r) {
     gpu_dnn_close(*out);
     *out = NULL;
