@@ -1,9 +1,9 @@
 /*
  * admin.c - see admin.h. Beside http.c the only file that includes <microhttpd.h>.
  *
- * One request is one struct visit. Limits: VISITS connections at once, HEADER_BYTES of headers, JSON_BYTES of JSON, admin_upload_mb of one upload at a time.
- * libmicrohttpd's own timeout is off: it would count the time that an action takes. watch.c keeps the clocks: client_s for the headers and for a JSON body,
- * and a second more for every SLOWEST_UPLOAD bytes that the client announced.
+ * One request is one struct visit. Limits: ADMIN_VISITS connections at once, HEADER_BYTES of headers, JSON_BYTES of JSON, admin_upload_mb of one upload at a
+ * time. libmicrohttpd's own timeout is off: it would count the time that an action takes. watch.c keeps the clocks: client_s for the headers and for a JSON
+ * body, and a second more for every SLOWEST_UPLOAD bytes that the client announced.
  */
 #include "server/admin.h"
 
@@ -24,7 +24,7 @@
 #include "server/page.h"
 #include "server/watch.h"
 
-enum { VISITS = 64, HEADER_BYTES = 32 << 10, JSON_BYTES = 64 << 10, MANIFEST_BYTES = 16 << 20, ANSWER_BYTES = 128 << 20, FORM_BYTES = 64 << 10,
+enum { HEADER_BYTES = 32 << 10, JSON_BYTES = 64 << 10, MANIFEST_BYTES = 16 << 20, ANSWER_BYTES = 128 << 20, FORM_BYTES = 64 << 10,
        SLOWEST_UPLOAD = 1 << 20, SWALLOW_MAX = 8 << 20, AUDIT_SHOWN = 100, AUDIT_SHOWN_MAX = 10000 };
 
 struct admin {
@@ -481,11 +481,11 @@ static int open_token(struct admin *a, struct err *e)
 static int start(struct admin *a, struct err *e)
 {
   a->listen_fd = admin_socket_listen(&a->where, a->url, sizeof a->url, e);
-  if (a->listen_fd < 0 || watch_open(&a->watch, NULL, VISITS + 4, e))
+  if (a->listen_fd < 0 || watch_open(&a->watch, NULL, ADMIN_VISITS + 4, e))
     return e->code;
   a->daemon = MHD_start_daemon(MHD_USE_POLL_INTERNAL_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_ERROR_LOG, 0, NULL, NULL, handle, a,
                                MHD_OPTION_EXTERNAL_LOGGER, on_trouble, a, MHD_OPTION_LISTEN_SOCKET, a->listen_fd, MHD_OPTION_CONNECTION_LIMIT,
-                               (unsigned)VISITS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES, MHD_OPTION_CONNECTION_TIMEOUT, 0u,
+                               (unsigned)ADMIN_VISITS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_BYTES, MHD_OPTION_CONNECTION_TIMEOUT, 0u,
                                MHD_OPTION_NOTIFY_CONNECTION, on_connection, a, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, a,
                                MHD_OPTION_NOTIFY_COMPLETED, on_completed, a, MHD_OPTION_END);
   return a->daemon ? 0 : err_set(e, E_NOMEM, "the admin listener did not start");

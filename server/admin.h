@@ -19,6 +19,8 @@
 
 struct admin;
 
+enum { ADMIN_VISITS = 64 /* connections at once, each with its file */ };
+
 /* Listens as cfg->admin says; *a is NULL, without an error, when that is "off". The others outlive it. */
 MUST_CHECK int admin_open(struct admin **a, const struct config *cfg, struct safety *s, struct audit *audit, struct jobs *jobs, struct err *e);
 void admin_close(struct admin *a); /* takes NULL; waits for actions that are under way */

@@ -65,41 +65,41 @@ static void say_known(char *text, size_t size, const char *folder)
   free(entry);
 }
 
-/* Fills path with where the description of `device` is. known: for the sentence when it cannot be read. */
-MUST_CHECK static int find_file(char *path, size_t size, char *known, size_t known_size, const char *device, struct err *e)
+/* The file of a description, open; folder: of those that are known by name, or "". NULL with what there is instead. */
+static FILE *open_file(char *path, size_t size, const char *folder, const char *device, struct err *e)
 {
-  char folder[PATH];
-  int n = 0;
+  int by_name = is_name(device), n = by_name ? snprintf(path, size, "%s/%s%s", folder, device, suffix) : snprintf(path, size, "%s", device);
+  FILE *f = n < 0 || (size_t)n >= size || (by_name && !*folder) ? NULL : fopen(path, "rb");
+  char known[KNOWN_MAX];
+  int why = errno;
 
-  if (find_folder(folder, sizeof folder, e))
-    return e->code;
-  say_known(known, known_size, folder);
-  if (!is_name(device))
-    n = snprintf(path, size, "%s", device);
-  else if (*folder)
-    n = snprintf(path, size, "%s/%s%s", folder, device, suffix);
+  if (f)
+    return f;
+  say_known(known, sizeof known, folder);
   if (n < 0 || (size_t)n >= size)
-    return err_field(e, E_FILE, "--device", "the path of the description is longer than %zu bytes", size);
-  if (is_name(device) && (!n || access(path, F_OK)))
-    return err_field(e, E_FILE, "--device", "there is no GPU with the name \"%.60s\": %s; a path such as ./%.60s%s is read as it is", device, known, device,
-                     suffix);
-  return 0;
+    (void)err_field(e, E_FILE, "--device", "the path of the description is longer than %zu bytes", size);
+  else if (by_name && (!*folder || why == ENOENT))
+    (void)err_field(e, E_FILE, "--device", "there is no GPU with the name \"%.60s\": %s; a path such as ./%.60s%s is read as it is", device, known, device,
+                    suffix);
+  else
+    (void)err_field(e, E_FILE, "--device", "cannot read %.150s: %s; by name %s", path, strerror(why), known);
+  return NULL;
 }
 
 int gpu_file_read(char **text, const char *device, struct err *e)
 {
-  char path[2 * PATH], known[KNOWN_MAX], *p = NULL;
+  char folder[PATH], path[2 * PATH], *p = NULL;
   size_t n = 0;
   FILE *f;
   int r;
 
   *text = NULL;
-  r = find_file(path, sizeof path, known, sizeof known, device, e);
+  r = find_folder(folder, sizeof folder, e);
   if (r)
     return r;
-  f = fopen(path, "rb");
+  f = open_file(path, sizeof path, folder, device, e);
   if (!f)
-    return err_field(e, E_FILE, "--device", "cannot read %.150s: %s; by name %s", path, strerror(errno), known);
+    return e->code;
   p = malloc(DESCRIPTION_MAX);
   if (!p)
     r = err_set(e, E_NOMEM, "out of memory for a description");

@@ -52,7 +52,7 @@
 #include "server/worker.h"
 
 enum { EXIT_USAGE = 2, EXIT_DEVICE = 70, DRAIN_TICK_MS = 10, LAST_ANSWERS_MS = 2000, TENANTS_COUNTED = 8192,
-       SPARE_FILES = 192 /* the program's own, and those of the operator's 64 connections */ };
+       SPARE_FILES = 128 + ADMIN_VISITS /* the program's own, and those of the operator's connections */ };
 
 struct server {
   struct config cfg;
