@@ -405,10 +405,7 @@ static void test_beyond_f16(void **state)
 static int draw_first(void **state)
 {
   (void)state;
-  for (int i = 0; i < RGB; i++)
-    first_rgb[i] = (uint8_t)(i * 7 / 3 % 251);
-  for (int i = 0; i < SIDE * SIDE; i++)
-    first_mask[i] = i % SIDE < SIDE / 2 ? 0 : 255;
+  tiny_first(first_rgb, first_mask, SIDE);
   return 0;
 }
 

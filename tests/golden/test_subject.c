@@ -162,6 +162,16 @@ static void draw_alone(struct rig *r, int kind, int i, uint8_t *rgb)
   draw_close(d);
 }
 
+/* Picture i of a request, started before, comes out as it does alone. */
+static void expect_as_alone(struct rig *r, int kind, int i, struct draw *d)
+{
+  static uint8_t want[RGB], got[RGB];
+
+  draw_alone(r, kind, i, want);
+  finish(r, d, got);
+  assert_memory_equal(got, want, RGB);
+}
+
 /* ---- the same bits ---- */
 
 /* Two requests at once, whose pictures take their steps together. Those of one join one by one, and each leaves when it is finished. */
@@ -316,7 +326,6 @@ static void test_prompt_fails(void **state)
 /* A picture that there is no memory for fails alone, the first one too. */
 static void test_picture_fails(void **state)
 {
-  static uint8_t want[RGB], got[RGB];
   struct err e = {0};
   struct draw *d[N];
   struct rig r;
@@ -330,11 +339,8 @@ static void test_picture_fails(void **state)
   seen.fail_alloc = 1;
   assert_int_equal(draw_start(d[2], model_lane(r.t.m), r.g, &e), E_NOMEM);
   start(&r, d[3]);
-  for (int i = 1; i < N; i += 2) {
-    draw_alone(&r, WORDS, i, want);
-    finish(&r, d[i], got);
-    assert_memory_equal(got, want, RGB);
-  }
+  for (int i = 1; i < N; i += 2)
+    expect_as_alone(&r, WORDS, i, d[i]);
   close_all(d);
   rig_close(&r);
 }
@@ -342,7 +348,6 @@ static void test_picture_fails(void **state)
 /* Keys and values of one generation are never read under another. */
 static void test_one_generation(void **state)
 {
-  static uint8_t want[RGB], got[RGB];
   struct err e = {0};
   struct draw *d[N];
   struct rig r;
@@ -354,9 +359,7 @@ static void test_one_generation(void **state)
   assert_int_equal(draw_start(d[1], model_lane(r.t.m), model_base(r.t.m), &e), E_INTERNAL);
   assert_null(draw_generation(d[1]));
   start(&r, d[1]);
-  draw_alone(&r, WORDS, 1, want);
-  finish(&r, d[1], got);
-  assert_memory_equal(got, want, RGB);
+  expect_as_alone(&r, WORDS, 1, d[1]);
   close_all(d);
   rig_close(&r);
 }
@@ -364,10 +367,7 @@ static void test_one_generation(void **state)
 static int draw_first(void **state)
 {
   (void)state;
-  for (int i = 0; i < RGB; i++)
-    first_rgb[i] = (uint8_t)(i * 7 / 3 % 251);
-  for (int i = 0; i < SIDE * SIDE; i++)
-    first_mask[i] = i % SIDE < SIDE / 2 ? 0 : 255;
+  tiny_first(first_rgb, first_mask, SIDE);
   return 0;
 }
 

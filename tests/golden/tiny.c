@@ -59,6 +59,14 @@ void tiny_close(struct tiny *t)
   st_close(t->st);
 }
 
+void tiny_first(uint8_t *rgb, uint8_t *mask, int side)
+{
+  for (int i = 0; i < side * side * 3; i++)
+    rgb[i] = (uint8_t)(i * 7 / 3 % 251);
+  for (int i = 0; i < side * side; i++)
+    mask[i] = i % side < side / 2 ? 0 : 255;
+}
+
 const struct st_tensor *golden_tensor(const struct safetensors *st, const char *group, const char *name)
 {
   char full[128];

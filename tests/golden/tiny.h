@@ -21,6 +21,8 @@ void must(int r, const struct err *e);
 /* ckpt: "sd15" or "sd21"; golden: a file of tests/golden, or NULL. The model is reserved for 128x128 pixels. */
 void tiny_open(struct tiny *t, const struct be_ops *ops, const struct be_config *cfg, const char *ckpt, const char *golden);
 void tiny_close(struct tiny *t);
+/* A picture of side x side pixels to start from, and a mask that keeps its left half. */
+void tiny_first(uint8_t *rgb, uint8_t *mask, int side);
 /* Tensor "group.name" of a golden; fails the test when it is not there. */
 const struct st_tensor *golden_tensor(const struct safetensors *st, const char *group, const char *name);
 void golden_sampler(struct draw_params *p, const char *name); /* "euler_karras" */
